@@ -1,0 +1,244 @@
+"""Everything that can be set, in the order in which people need it.
+
+`TrainingConfig` is the page to edit: each field carries its help text, and each is
+also a command-line flag (`steps_phase1` is `--steps-phase1`). `ModelConfig` is the
+geometry of one model; the three phases have one each, derived from a `TrainingConfig`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+
+class UserError(Exception):
+    """Something the user gave cannot work. Its text is the one line that the user reads."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Geometry of one decoder-only transformer.
+
+    `n_experts = 0` is a dense model. `top_k` counts the experts that one token uses.
+    `norm_eps` is a field because width growth by a factor that is not whole rescales it.
+
+    Raises:
+        UserError: the geometry is impossible; the text names every problem.
+    """
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_experts: int = 0
+    top_k: int = 2
+    context_length: int = 256
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        problems = []
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "context_length"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} is {getattr(self, name)}, must be at least 1")
+        if not problems and self.d_model % self.n_heads:
+            problems.append(
+                f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
+                f"choose n_heads among the divisors of d_model"
+            )
+        elif not problems and self.head_dim % 2:
+            problems.append(
+                f"head_dim d_model / n_heads = {self.d_model} / {self.n_heads} = {self.head_dim} is odd, "
+                f"but rotary embeddings turn features in pairs; choose an even head_dim"
+            )
+        if self.n_experts < 0:
+            problems.append(f"n_experts is {self.n_experts}, must be 0 (dense) or more")
+        if self.n_experts and not 1 <= self.top_k <= self.n_experts:
+            problems.append(
+                f"top_k is {self.top_k}, must be between 1 and n_experts {self.n_experts}"
+            )
+        if problems:
+            raise UserError("; ".join(problems))
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def d_hidden(self) -> int:
+        """Hidden units of the MLP, and of every expert."""
+        return 4 * self.d_model
+
+    @property
+    def is_moe(self) -> bool:
+        return self.n_experts > 0
+
+    def upcycled(self, n_experts: int, top_k: int) -> ModelConfig:
+        """The geometry after dense→MoE: every MLP becomes `n_experts` experts of its size."""
+        return dataclasses.replace(self, n_experts=n_experts, top_k=top_k)
+
+    def grown(self, scale_factor: float, extra_layers: int) -> ModelConfig:
+        """The geometry after bilateral growth: head_dim stays, so heads scale with the width.
+
+        Raises:
+            UserError: `scale_factor` gives no whole number of heads, or something shrinks.
+        """
+        if not math.isfinite(scale_factor) or scale_factor < 1:
+            raise UserError(f"scale_factor is {scale_factor}, must be 1 or more: growth never shrinks a model")
+        if extra_layers < 0:
+            raise UserError(f"extra_layers is {extra_layers}, must be 0 or more: growth never removes layers")
+        n_heads = Fraction(scale_factor).limit_denominator(1000) * self.n_heads
+        if n_heads.denominator != 1:
+            whole = [f"{Fraction(h, self.n_heads).__float__():g}" for h in range(self.n_heads + 1, 2 * self.n_heads + 1)]
+            raise UserError(
+                f"scale_factor {scale_factor:g} turns {self.n_heads} heads into {float(n_heads):g}, "
+                f"which is not a whole number; factors that work up to 2: {', '.join(whole)}"
+            )
+        old_width, n_heads = self.d_model, int(n_heads)
+        width = n_heads * self.head_dim
+        # The tiles of a residual stream whose width is no multiple of the old one hold only
+        # part of the variance (see transfer/growth_maps.py); the norms' epsilon follows it.
+        tiled_share = (width // old_width) * old_width / width
+        return dataclasses.replace(
+            self,
+            d_model=width,
+            n_heads=n_heads,
+            n_layers=self.n_layers + extra_layers,
+            norm_eps=self.norm_eps * tiled_share,
+        )
+
+
+def setting(default, group: str, text: str, choices: tuple | None = None):
+    """A field of `TrainingConfig` with the help text of its flag."""
+    return field(default=default, metadata={"group": group, "help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A whole run. The defaults are the `reference` preset, the quick-reference card.
+
+    Raises:
+        UserError: from `validate`, naming every problem at once.
+    """
+
+    preset: str = setting("reference", "Run", "which preset the other defaults come from; without it: reference on CUDA and MPS, tiny on a CPU")
+    checkpoint_dir: str = setting("checkpoints", "Run", "folder for the three models, the history and the plot")
+    overwrite: bool = setting(False, "Run", "replace the run that checkpoint_dir holds already; without it such a folder is refused")
+    device: str = setting("auto", "Run", "where to train; auto takes cuda, then mps, then cpu", ("auto", "cuda", "mps", "cpu"))
+    precision: str = setting("auto", "Run", "arithmetic of the matrix products; auto times bf16 against fp32 and takes the faster if it agrees. Weights, norms, router and loss stay fp32", ("auto", "fp32", "bf16"))
+    seed: int = setting(0, "Run", "weights, batch order and growth noise all follow from it")
+
+    batch_size: int = setting(8, "Size and time (out of memory: lower batch_size first)", "sequences per step")
+    context_length: int = setting(256, "Size and time (out of memory: lower batch_size first)", "tokens per sequence")
+    steps_phase1: int = setting(100, "Size and time (out of memory: lower batch_size first)", "steps of phase 1, the dense model")
+    steps_phase2: int = setting(100, "Size and time (out of memory: lower batch_size first)", "steps of phase 2, the mixture of experts")
+    steps_phase3: int = setting(100, "Size and time (out of memory: lower batch_size first)", "steps of phase 3, the grown mixture of experts")
+    ignore_memory_plan: bool = setting(False, "Size and time (out of memory: lower batch_size first)", "train although the memory plan says that it will not fit")
+
+    d_model: int = setting(832, "Model", "width of the dense model; a multiple of n_heads")
+    n_layers: int = setting(7, "Model", "blocks of the dense model")
+    n_heads: int = setting(8, "Model", "attention heads of the dense model; d_model / n_heads has to be even")
+    n_experts: int = setting(8, "Model", "experts per layer from phase 2 on")
+    top_k: int = setting(2, "Model", "experts that each token uses")
+
+    scale_factor: float = setting(2.0, "Growth", "width factor of phase 3: 2 doubles d_model and heads, 1.5 is the way out of an out-of-memory, 1 leaves the width")
+    extra_layers: int = setting(4, "Growth", "identity blocks that phase 3 inserts, spread evenly; 0 leaves the depth")
+    noise_std: float = setting(0.5, "Growth", "symmetry-breaking noise, as a share of each weight's own standard deviation. It cancels, so its size costs no exactness; 0 would keep clones equal for ever")
+    router_std: float = setting(0.02, "Growth", "standard deviation of the new routers; 0 would send every token to the same experts")
+    check_tolerance: float = setting(1e-4, "Growth", "largest relative drift that the growth checks accept")
+    ignore_failed_checks: bool = setting(False, "Growth", "go on after a failed growth check (otherwise the run stops with exit code 3)")
+
+    data: str = setting("auto", "Data", "auto: TinyStories from the hub, else the built-in stories; tinystories; builtin; or a PATH to .txt with <|endoftext|> between stories, or .jsonl / .parquet with a text column")
+    valid_data: str = setting("", "Data", "held-out stories for --data PATH; without it one story in twenty is held out")
+    tokenizer: str = setting("auto", "Data", "auto: builtin for the built-in stories, else gpt2 where it can be had", ("auto", "gpt2", "builtin"))
+    cache_dir: str = setting("data/cache", "Data", "folder for tokenised stories")
+
+    lr_phase1: float = setting(6e-4, "Optimizer (loss spike: halve the learning rate of that phase)", "peak learning rate of phase 1")
+    lr_phase2: float = setting(3e-4, "Optimizer (loss spike: halve the learning rate of that phase)", "peak learning rate of phase 2")
+    lr_phase3: float = setting(3e-4, "Optimizer (loss spike: halve the learning rate of that phase)", "peak learning rate of phase 3")
+    warmup_steps: int = setting(10, "Optimizer (loss spike: halve the learning rate of that phase)", "steps of linear warm-up at the start of each phase")
+    final_lr_share: float = setting(0.1, "Optimizer (loss spike: halve the learning rate of that phase)", "where the cosine decay of each phase ends, as a share of its peak")
+    weight_decay: float = setting(0.1, "Optimizer (loss spike: halve the learning rate of that phase)", "AdamW's decay of matrices; biases, norms and routers have none")
+    grad_clip: float = setting(1.0, "Optimizer (loss spike: halve the learning rate of that phase)", "largest norm of the whole gradient")
+    balance_weight: float = setting(0.01, "Optimizer (loss spike: halve the learning rate of that phase)", "weight of the load-balancing loss")
+    z_weight: float = setting(1e-3, "Optimizer (loss spike: halve the learning rate of that phase)", "weight of the router's z-loss")
+
+    log_every: int = setting(10, "Reporting", "steps between two printed lines; every step is in the history")
+    eval_every: int = setting(50, "Reporting", "steps between two held-out losses")
+    eval_batches: int = setting(4, "Reporting", "held-out batches per measurement, the same ones every time")
+    sample_tokens: int = setting(48, "Reporting", "length of the story printed after each phase, in tokens; 0 prints none")
+
+    def validate(self) -> None:
+        """Raises UserError naming every field that cannot work."""
+        problems = []
+
+        def require(holds: bool, name: str, rule: str):
+            if not holds:
+                problems.append(f"{name} is {getattr(self, name)!r}, {rule}")
+
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                problems.append(f"{item.name} is {value}, must be a finite number")
+            choices = item.metadata["choices"]
+            if choices and value not in choices:
+                problems.append(f"{item.name} is {value!r}, must be one of {', '.join(choices)}")
+        require(self.preset in PRESETS, "preset", f"must be one of {', '.join(PRESETS)}")
+        for name in ("batch_size", "context_length", "n_experts", "top_k", "log_every", "eval_every", "eval_batches"):
+            require(getattr(self, name) >= 1, name, "must be at least 1")
+        for name in ("steps_phase1", "steps_phase2", "steps_phase3", "warmup_steps", "sample_tokens", "seed"):
+            require(getattr(self, name) >= 0, name, "must be 0 or more")
+        for name in ("noise_std", "router_std", "weight_decay", "balance_weight", "z_weight"):
+            require(getattr(self, name) >= 0, name, "must be 0 or more")
+        for name in ("lr_phase1", "lr_phase2", "lr_phase3", "grad_clip", "check_tolerance"):
+            require(getattr(self, name) > 0, name, "must be above 0")
+        require(0 <= self.final_lr_share <= 1, "final_lr_share", "must be between 0 and 1")
+        if not problems:
+            try:
+                self.phase_geometries(vocab_size=50_257)
+            except UserError as error:
+                problems.append(str(error))
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def phase_geometries(self, vocab_size: int) -> tuple[ModelConfig, ModelConfig, ModelConfig]:
+        """The models of the three phases."""
+        dense = ModelConfig(
+            vocab_size, self.d_model, self.n_layers, self.n_heads, context_length=self.context_length
+        )
+        moe = dense.upcycled(self.n_experts, self.top_k)
+        return dense, moe, moe.grown(self.scale_factor, self.extra_layers)
+
+    def steps(self, phase: int) -> int:
+        return (self.steps_phase1, self.steps_phase2, self.steps_phase3)[phase - 1]
+
+    def learning_rate(self, phase: int) -> float:
+        return (self.lr_phase1, self.lr_phase2, self.lr_phase3)[phase - 1]
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_phase1 + self.steps_phase2 + self.steps_phase3
+
+
+PRESETS = {
+    "reference": TrainingConfig(),
+    "tiny": TrainingConfig(
+        preset="tiny",
+        precision="fp32",
+        batch_size=8,
+        context_length=128,
+        steps_phase1=150,
+        steps_phase2=100,
+        steps_phase3=100,
+        d_model=96,
+        n_layers=4,
+        n_heads=3,
+        extra_layers=2,
+        lr_phase1=2e-3,
+        lr_phase2=1e-3,
+        lr_phase3=1e-3,
+    ),
+}
