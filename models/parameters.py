@@ -1,0 +1,42 @@
+"""Parameter counts: all, and those that one token uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from config import ModelConfig
+from models.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters. `active` leaves out the experts that a token does not use."""
+
+    total: int
+    active: int
+    idle_experts: int
+
+    @property
+    def inactive(self) -> int:
+        return self.total - self.active
+
+    @property
+    def efficiency(self) -> float:
+        """Active share, 0 to 1."""
+        return self.active / self.total
+
+
+def count_parameters(model: Transformer | ModelConfig) -> ParameterCount:
+    """Counts a model's parameters, or those that a geometry would have (nothing is allocated)."""
+    if isinstance(model, ModelConfig):
+        with torch.device("meta"):
+            model = Transformer(model)
+    config = model.config
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if not config.is_moe:
+        return ParameterCount(total, total, 0)
+    stacked = sum(p.numel() for name, p in model.named_parameters() if ".mlp.up." in name or ".mlp.down." in name)
+    idle_per_layer = config.n_experts - config.top_k
+    return ParameterCount(total, total - stacked * idle_per_layer // config.n_experts, idle_per_layer * config.n_layers)

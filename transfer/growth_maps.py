@@ -1,0 +1,171 @@
+"""Which old unit each new unit of a grown model comes from.
+
+A model has four kinds of units along its axes: residual features, heads, features of heads and
+hidden units. Growth makes each axis longer; an `AxisMap` says how. Whatever *writes* an axis (rows
+of a matrix, biases, embeddings) is copied to every copy of the unit; whatever *reads* it (columns)
+is divided by the number of copies, so that a sum over the copies is the old value.
+
+Heads and hidden units may have uneven numbers of copies. Residual features may not: a LayerNorm
+takes mean and variance over all of them. Where the width is no multiple of the old one, the
+residual holds `tiles` whole copies, and the features left over carry the *mean* of the old ones
+(the idea of LEMON, Wang et al. 2023). They do not move the mean, they shrink the variance by
+`tiled_share`, for which the norms' gain and epsilon make up, and they come out of a norm as zero.
+The mathematics is in docs/PHASE3_BILATERAL_GROWTH.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from config import ModelConfig, UserError
+
+MEAN = -1  # the source of a unit that holds the mean of all old units
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """How one axis of `n_old` units grows.
+
+    source: int64 (new,), the old unit that each new unit copies, or `MEAN`.
+    """
+
+    source: Tensor
+    n_old: int
+
+    @classmethod
+    def tiled(cls, n_old: int, n_new: int) -> AxisMap:
+        """0 1 2 … 0 1 2 …: copies differ by at most one where `n_new` is no multiple."""
+        return cls(torch.arange(n_new) % n_old, n_old)
+
+    @classmethod
+    def tiled_with_mean(cls, n_old: int, n_new: int) -> AxisMap:
+        """Whole tiles, then `MEAN` for the units left over."""
+        source = torch.arange(n_new) % n_old
+        source[n_new // n_old * n_old :] = MEAN
+        return cls(source, n_old)
+
+    def repeated_inside(self, size: int) -> AxisMap:
+        """The map of the `size` features that each unit owns (a head's, say)."""
+        inside = self.source[:, None] * size + torch.arange(size)
+        return AxisMap(inside.flatten(), self.n_old * size)
+
+    @property
+    def is_mean(self) -> Tensor:
+        """bool (new,)."""
+        return self.source == MEAN
+
+    @property
+    def copies(self) -> Tensor:
+        """int64 (new,): among how many new units the old unit of each is divided; 1 for `MEAN`."""
+        counts = torch.bincount(self.source[~self.is_mean], minlength=self.n_old)
+        return torch.where(self.is_mean, 1, counts[self.source.clamp(min=0)])
+
+    def written(self, x: Tensor, dim: int = -1) -> Tensor:
+        """What is written to the old axis, written to the new one: copied, or averaged."""
+        y = self._gathered(x, dim)
+        if self.is_mean.any():
+            fill = self.is_mean.nonzero().flatten().to(x.device)
+            y.index_copy_(dim, fill, x.mean(dim, keepdim=True).repeat_interleave(len(fill), dim))
+        return y
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """What a norm hands on along the last axis: copied, and zero where the mean was."""
+        return self._gathered(x, -1).masked_fill_(self.is_mean.to(x.device), 0)
+
+    def read(self, weight: Tensor) -> Tensor:
+        """Columns that read the old axis, reading the new one: divided by the copies."""
+        return self.normalised(weight).div_(self.copies.to(weight))
+
+    def cancelling_noise(self, like: Tensor, std: float, generator: torch.Generator) -> Tensor:
+        """Gaussian noise along the last axis that sums to zero over the copies of each old unit.
+
+        Where the copies of a unit hold the same value, as they do at the moment of growth, a
+        matrix with this noise computes what it computed without. A unit with a single copy gets
+        none; `MEAN` units, which a norm turns to zero, get free noise. Its standard deviation is
+        `std` wherever it is not zero. Shape, dtype and device are those of `like`.
+        """
+        noise = torch.empty_like(like).normal_(0.0, 1.0, generator=generator)
+        source, copies = self.source.clamp(min=0).to(like.device), self.copies.to(like)
+        is_mean = self.is_mean.to(like.device)
+        sums = like.new_zeros(*like.shape[:-1], self.n_old)
+        sums.index_add_(-1, source, noise.masked_fill(is_mean, 0))
+        centred = noise - (sums / self._copies_of_old(like)).index_select(-1, source)
+        # Centring c values leaves (c - 1) / c of their variance.
+        centred.mul_(torch.where(copies > 1, (copies / (copies - 1).clamp(min=1)).sqrt(), 0.0))
+        return torch.where(is_mean, noise, centred).mul_(std)
+
+    def clone_pairs(self) -> tuple[Tensor, Tensor]:
+        """Two int64 tensors: neighbouring copies of the same old unit (and neighbouring means)."""
+        order = self.source.argsort(stable=True)
+        same = self.source[order][1:] == self.source[order][:-1]
+        return order[:-1][same], order[1:][same]
+
+    def _gathered(self, x: Tensor, dim: int) -> Tensor:
+        return x.index_select(dim, self.source.clamp(min=0).to(x.device))
+
+    def _copies_of_old(self, like: Tensor) -> Tensor:
+        return torch.bincount(self.source[~self.is_mean], minlength=self.n_old).to(like)
+
+
+@dataclass(frozen=True)
+class GrowthMaps:
+    """The maps of all axes between two geometries, and the origin of every block.
+
+    block_origins: for each new block, the old block that it grew from; None for an identity block.
+    """
+
+    residual: AxisMap
+    heads: AxisMap
+    hidden: AxisMap
+    head_dim: int
+    block_origins: list[int | None]
+
+    @classmethod
+    def between(cls, old: ModelConfig, new: ModelConfig) -> GrowthMaps:
+        """Raises UserError where `new` is no growth of `old`."""
+        same = ("vocab_size", "n_experts", "top_k", "rope_base")
+        differing = [name for name in same if getattr(old, name) != getattr(new, name)]
+        if differing or new.d_model < old.d_model or new.n_layers < old.n_layers or new.n_heads < old.n_heads:
+            reason = f"{', '.join(differing)} differ" if differing else "it is smaller somewhere"
+            raise UserError(f"the new model is no growth of the old one: {reason}")
+        return cls(
+            residual=AxisMap.tiled_with_mean(old.d_model, new.d_model),
+            heads=AxisMap.tiled(old.n_heads, new.n_heads),
+            hidden=AxisMap.tiled(old.d_hidden, new.d_hidden),
+            head_dim=old.head_dim,
+            block_origins=block_origins(old.n_layers, new.n_layers - old.n_layers),
+        )
+
+    @property
+    def tiles(self) -> int:
+        """Whole copies of the old residual in the new one."""
+        return len(self.residual.source) // self.residual.n_old
+
+    @property
+    def tiled_share(self) -> float:
+        """Share of the new residual that the tiles fill; 1 when the factor is whole."""
+        return 1 - self.residual.is_mean.double().mean().item()
+
+    @property
+    def qkv_rows(self) -> AxisMap:
+        return self.heads.repeated_inside(3 * self.head_dim)
+
+    @property
+    def head_features(self) -> AxisMap:
+        return self.heads.repeated_inside(self.head_dim)
+
+
+def block_origins(n_old: int, n_extra: int) -> list[int | None]:
+    """Old blocks in order with `n_extra` identity blocks (None) spread evenly among and after them.
+
+    7 blocks and 4 more: 0 – 1 2 – 3 – 4 5 – 6, where – is an identity block.
+    """
+    inserted_after = [max(1, round((i + 1) * n_old / (n_extra + 1))) for i in range(n_extra)]
+    origins: list[int | None] = []
+    for block in range(n_old):
+        origins.append(block)
+        origins += [None] * inserted_after.count(block + 1)
+    return origins

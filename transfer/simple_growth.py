@@ -1,0 +1,141 @@
+"""Bilateral growth: more width by hypercloning, more depth by identity blocks, the function unchanged.
+
+Width (after HyperCloning, Samragh et al. 2024): every axis is copied, and what reads an axis is
+divided by the copies (growth_maps.py). Heads are copied whole, so head_dim and RoPE stay. The
+embedding is tied, so it can only be copied; the final norm carries the 1/copies of the logits.
+Noise that sums to zero over the copies each weight reads makes clones differ without changing
+what they compute together.
+
+Depth (after LLaMA-Pro, Wu et al. 2024): a new block whose two projections into the residual are
+zero adds nothing until it learns to. Its inner weights are drawn fresh: they are free, and a
+copy would start as a clone.
+
+The proofs are in docs/PHASE3_BILATERAL_GROWTH.md.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import torch
+from torch import Tensor
+
+from models import Transformer
+from models.transformer import RESIDUAL_WRITERS, initialise_parameter
+from transfer.growth_maps import AxisMap, GrowthMaps
+
+
+def hyperclone_weight(
+    weight: Tensor,
+    rows: AxisMap | None = None,
+    columns: AxisMap | None = None,
+    noise_std: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A matrix (…, out, in) grown along the axis that it writes and the axis that it reads.
+
+    For a router and factor 2 this is `weight.repeat(1, 2) / 2`, plus noise that cancels.
+
+    Args:
+        rows, columns: how the two axes grow; None leaves one as it is.
+        noise_std: cancelling noise along the columns, relative to the root mean square of the
+            grown weights (their standard deviation, as their mean is about zero).
+        generator: on the weight's device; needed where `noise_std` is not zero.
+    """
+    if columns is not None:
+        weight = columns.read(weight)
+    if rows is not None:
+        weight = rows.written(weight, dim=-2)
+    if columns is not None and noise_std:
+        tiled = weight if not columns.is_mean.any() else weight[..., ~columns.is_mean.to(weight.device)]
+        std = noise_std * tiled.norm().item() / math.sqrt(tiled.numel())
+        weight = weight + columns.cancelling_noise(weight, std, generator)
+    return weight
+
+
+@torch.no_grad()
+def scale_bilaterally(
+    old_model: Transformer,
+    scale_factor: float = 2,
+    extra_layers: int = 4,
+    noise_std: float = 0.5,
+    seed: int = 0,
+) -> Transformer:
+    """A wider and deeper model that computes what `old_model` computes; the old model is untouched.
+
+    Args:
+        scale_factor: any factor of at least 1 that gives a whole number of heads.
+        extra_layers: identity blocks, spread evenly among the old ones.
+        noise_std: symmetry-breaking noise, relative to each weight's own standard deviation.
+        seed: of noise and new blocks. Each parameter draws from its own stream, so the result
+            does not depend on the order in which parameters are grown.
+    Raises:
+        UserError: the factor gives no whole number of heads, or something would shrink.
+    """
+    config = old_model.config.grown(scale_factor, extra_layers)
+    maps = GrowthMaps.between(old_model.config, config)
+    embedding = old_model.embedding.weight
+    new_model = Transformer.empty(config, embedding.device, embedding.dtype)
+    new_model.compute_dtype = old_model.compute_dtype
+    old_parameters = dict(old_model.named_parameters())
+
+    for name, parameter in new_model.named_parameters():
+        generator = torch.Generator(parameter.device).manual_seed(seed + zlib.crc32(name.encode()))
+        old_name = name
+        if name.startswith("blocks."):
+            _, block, inside = name.split(".", 2)
+            origin = maps.block_origins[int(block)]
+            if origin is None:
+                identity_parameter(name, parameter, config.n_layers, generator)
+                continue
+            old_name = f"blocks.{origin}.{inside}"
+        parameter.copy_(grown_parameter(name, old_parameters[old_name], maps, noise_std, generator))
+    return new_model
+
+
+def identity_parameter(name: str, parameter: Tensor, n_layers: int, generator: torch.Generator) -> None:
+    """Fills one parameter of a block that adds nothing: fresh, with zero projections into the residual."""
+    if name.endswith(RESIDUAL_WRITERS):
+        parameter.zero_()
+    else:
+        initialise_parameter(name, parameter, n_layers, generator)
+
+
+def grown_parameter(
+    name: str, old: Tensor, maps: GrowthMaps, noise_std: float, generator: torch.Generator
+) -> Tensor:
+    """One old parameter, grown along every axis that it has."""
+    layer, kind = name.split(".")[-2:]
+    if layer.endswith("norm"):
+        return grown_norm(name, old, maps, noise_std, generator)
+    if layer == "embedding":
+        return maps.residual.written(old)
+    rows, columns = {
+        "qkv": (maps.qkv_rows, maps.residual),
+        "out": (maps.residual, maps.head_features),
+        "up": (maps.hidden, maps.residual),
+        "down": (maps.residual, maps.hidden),
+        "router": (None, maps.residual),
+    }[layer]
+    if kind == "bias":
+        return rows.written(old)
+    return hyperclone_weight(old, rows, columns, noise_std, generator)
+
+
+def grown_norm(
+    name: str, old: Tensor, maps: GrowthMaps, noise_std: float, generator: torch.Generator
+) -> Tensor:
+    """Gain or bias (D,) of a norm.
+
+    The gain makes up for the variance that mean-filled features take away; their own bias is
+    zero, so that they leave the norm as zero. The final norm stands before the tied embedding,
+    which sums over the copies: it is a reader of the residual, divided, with noise on its gain.
+    (Noise in the embedding itself would change what enters the first block.)
+    """
+    reads = name.startswith("final_norm")
+    if name.endswith("bias"):
+        return maps.residual.read(old) if reads else maps.residual.normalised(old)
+    gain = hyperclone_weight(old, columns=maps.residual, noise_std=noise_std, generator=generator) if reads \
+        else maps.residual.written(old)
+    return gain * math.sqrt(maps.tiled_share)

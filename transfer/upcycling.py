@@ -1,0 +1,40 @@
+"""Upcycling, dense → mixture of experts (Komatsuzaki et al. 2022).
+
+Every expert starts as a copy of the dense MLP. The gates of a token's experts sum to one, so the
+mixture of equal experts is the MLP, whatever the router says: the function does not change.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from config import UserError
+from models import Transformer
+
+
+@torch.no_grad()
+def upcycle_to_moe(
+    dense_model: Transformer, n_experts: int = 8, top_k: int = 2, router_std: float = 0.02, seed: int = 0
+) -> Transformer:
+    """A mixture of experts that computes what `dense_model` computes; the dense model is untouched.
+
+    Args:
+        router_std: standard deviation of the router's weights. Zero would tie all logits and
+            send every token to the same `top_k` experts.
+    Raises:
+        UserError: the model has experts already, or `top_k` and `n_experts` do not fit.
+    """
+    if dense_model.config.is_moe:
+        raise UserError(f"upcycling starts from a dense model, but this one has {dense_model.config.n_experts} experts")
+    embedding = dense_model.embedding.weight
+    moe = Transformer.empty(dense_model.config.upcycled(n_experts, top_k), embedding.device, embedding.dtype)
+    dense_parameters = dict(dense_model.named_parameters())
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in moe.named_parameters():
+        if name.endswith("router.weight"):
+            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, router_std, generator=generator))
+        else:
+            # A dense weight (out, in) fills a stack (n_experts, out, in) by broadcasting.
+            parameter.copy_(dense_parameters[name])
+    moe.compute_dtype = dense_model.compute_dtype
+    return moe
