@@ -7,7 +7,6 @@ geometry of one model; the three phases have one each, derived from a `TrainingC
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 from dataclasses import dataclass, field

@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""Grows a language model in three phases: dense, mixture of experts, large mixture of experts.
+
+At each boundary the new model has to compute what the old one computed, or the run stops.
+`python train_tinystories.py --help` lists every setting; config.py is the page to edit.
+
+Exit codes: 0 done, 2 something given cannot work, 3 a growth check failed, 4 out of memory.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+
+from config import UserError
+from models import build_dense_model
+from training.boundary import GrowthCheckFailed, cross_boundary
+from training.cli import parse_config
+from training.loop import train_phase
+from training.plan import make_plan
+from training.plot import plot_curves
+from training.report import boundary_summary
+from training.run import start_run
+from transfer.simple_growth import scale_bilaterally
+from transfer.upcycling import upcycle_to_moe
+
+
+def train(config, device) -> None:
+    """The three phases and the two boundaries between them."""
+    start = time.perf_counter()
+    run = start_run(config, device)
+    dense_geometry = run.plan.models[0]
+
+    dense = build_dense_model(dense_geometry, seed=config.seed).to(device)
+    train_phase(run, 1, dense)
+
+    moe = upcycle_to_moe(dense, config.n_experts, config.top_k, config.router_std, seed=config.seed)
+    cross_boundary(run, 2, dense, moe)
+    del dense
+    train_phase(run, 2, moe)
+
+    large_moe = scale_bilaterally(moe, config.scale_factor, config.extra_layers, config.noise_std, seed=config.seed)
+    cross_boundary(run, 3, moe, large_moe)
+    del moe
+    train_phase(run, 3, large_moe)
+
+    seconds = time.perf_counter() - start
+    run.history.write("summary", seconds=round(seconds, 1), **run.losses)
+    run.history.close()
+    plot_curves(run.history.path, run.folder / "training_curves.png")
+    print(boundary_summary(run.losses))
+    print(f"\nDone in {seconds:.0f} s. Models, history and training_curves.png are in {run.folder}/")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        config, device, plan_only = parse_config(arguments)
+        if plan_only:
+            vocab_size = 4_097 if config.data == "builtin" or config.tokenizer == "builtin" else 50_257
+            print(make_plan(config, vocab_size, device, None).table())
+            return 0
+        train(config, device)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except GrowthCheckFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except torch.OutOfMemoryError:
+        print("error: out of memory. Lower --batch-size, or grow less: --scale-factor 1.5 --extra-layers 2. "
+              "The models of finished phases are safe", file=sys.stderr)  # fmt: skip
+        return 4
+
+
+if __name__ == "__main__":
+    sys.exit(main())

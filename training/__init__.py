@@ -1,0 +1,1 @@
+"""Training a phase, crossing a boundary, and what a run writes down."""

@@ -1,0 +1,84 @@
+"""The command line: every field of `TrainingConfig` as a flag, over the values of a preset."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+
+import torch
+
+from config import PRESETS, TrainingConfig, UserError
+from training.device import pick_device
+
+DESCRIPTION = """Trains a dense language model, upcycles it to a mixture of experts, and grows that in
+width and depth, proving at each boundary that the model still computes what it computed before."""
+
+EPILOG = """examples:
+  python train_tinystories.py                          the preset that suits this machine
+  python train_tinystories.py --plan                   what it would take, without training
+  python train_tinystories.py --data stories.txt       your own stories
+  python train_tinystories.py --scale-factor 1.5 --extra-layers 2   grow less (out of memory)"""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a mistake in one line, with the flag that was probably meant."""
+
+    def error(self, message: str):
+        if message.startswith("unrecognized arguments: "):
+            given = message.split(": ", 1)[1].split()[0]
+            close = difflib.get_close_matches(given.split("=")[0], self._option_string_actions, n=1)
+            message = f"unknown flag {given}" + (f"; did you mean {close[0]}?" if close else "; --help lists all flags")
+        raise UserError(message)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--plan", action="store_true", help="print geometry, parameters and memory of each phase, and train nothing")
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for item in dataclasses.fields(TrainingConfig):
+        group = item.metadata["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        kind = type(item.default)
+        takes = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": kind.__name__.upper(), "choices": item.metadata["choices"]}
+        groups[group].add_argument(
+            "--" + item.name.replace("_", "-"),
+            default=argparse.SUPPRESS,
+            help=f"{item.metadata['help']} {default_text(item)}".replace("%", "%%"),
+            **takes,
+        )
+    return parser
+
+
+def default_text(item: dataclasses.Field) -> str:
+    values = {name: getattr(preset, item.name) for name, preset in PRESETS.items()}
+    if item.name == "preset" or isinstance(item.default, bool) or item.default == "":
+        return ""
+    if len(set(values.values())) == 1:
+        return f"(default: {item.default})"
+    return "(" + ", ".join(f"{name}: {value}" for name, value in values.items()) + ")"
+
+
+def parse_config(arguments: list[str] | None, say=print) -> tuple[TrainingConfig, torch.device, bool]:
+    """The run's config, its device, and whether only the plan is wanted.
+
+    Without `--preset` the device chooses, and a line says so.
+
+    Raises:
+        UserError: an unknown flag or preset, or values that cannot work.
+    """
+    given = vars(build_parser().parse_args(arguments))
+    plan_only = given.pop("plan")
+    if "preset" in given and given["preset"] not in PRESETS:
+        raise UserError(f"--preset {given['preset']}: unknown; the presets are {', '.join(PRESETS)}")
+    device = pick_device(given.get("device", "auto"))
+    preset = given.get("preset") or ("tiny" if device.type == "cpu" else "reference")
+    if "preset" not in given:
+        other = "reference" if preset == "tiny" else "tiny"
+        say(f"Preset {preset}, because the device is {device}; --preset {other} chooses the other, --help shows every setting")
+    config = dataclasses.replace(PRESETS[preset], **given)
+    config.validate()
+    return config, device, plan_only

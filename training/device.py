@@ -1,0 +1,121 @@
+"""Which device, which precision, and a look at whether the device computes what it should."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from config import ModelConfig, TrainingConfig, UserError
+from models import Transformer, build_dense_model, build_moe_model, next_token_loss
+
+# A lower precision has to be this much faster to be taken: a run should not depend on a close race.
+WORTHWHILE_SPEEDUP = 1.15
+# Agreement with fp32 on the CPU, in nats: rounding stays far below, a broken kernel far above.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes cuda, then mps, then cpu.
+
+    Raises:
+        UserError: the device that was asked for is not there, or torch is too old for it.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        there = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise UserError(f"--device {name}: this machine or this torch ({torch.__version__}) has no {name}; available: {there}")
+    if name == "mps":
+        require_fixed_mps(torch.__version__)
+    return torch.device(name)
+
+
+def require_fixed_mps(torch_version: str) -> None:
+    """Raises UserError below torch 2.13, whose bf16 causal attention on MPS leaked future tokens."""
+    major, minor = (int(part) for part in torch_version.split(".")[:2])
+    if (major, minor) < (2, 13):
+        raise UserError(f"on a Mac torch 2.13 or newer is required, this is {torch_version}: run pip install torch==2.13.0")
+
+
+def choose_precision(device: torch.device, config: TrainingConfig, say=print) -> torch.dtype | None:
+    """Checks the device in about a second, and returns the dtype to compute in (None for fp32).
+
+    Each precision has to keep the future out of the past and to agree with the CPU's fp32 loss;
+    `precision="auto"` then takes bf16 where it is worth it by timing.
+
+    Raises:
+        UserError: the device fails in fp32, or in the precision that was asked for.
+    """
+    wanted = [torch.float32] if config.precision == "fp32" else [torch.float32, torch.bfloat16]
+    faults = {dtype: find_fault(device, dtype) for dtype in wanted}
+    if faults[torch.float32]:
+        raise UserError(f"device self-check: on {device}, fp32, {faults[torch.float32]}; update torch, or give --device cpu")
+    checked = "Device self-check: past logits do not see the future, losses agree with the CPU's"
+    if config.precision == "fp32":
+        say(f"{checked} ({device}, fp32)")
+        return None
+    fault = faults[torch.bfloat16]
+    if config.precision == "bf16":
+        if fault:
+            raise UserError(f"device self-check: on {device}, bf16, {fault}; give --precision fp32")
+        say(f"{checked} ({device}, bf16)")
+        return torch.bfloat16
+    if fault:
+        say(f"{checked} ({device}, fp32; bf16 is not used: {fault})")
+        return None
+    speedup = seconds_per_step(device, None, config) / seconds_per_step(device, torch.bfloat16, config)
+    take_bf16 = speedup >= WORTHWHILE_SPEEDUP
+    say(f"{checked} ({device}); precision {'bf16' if take_bf16 else 'fp32'}: bf16 runs at {speedup:.2f}× the speed of fp32")
+    return torch.bfloat16 if take_bf16 else None
+
+
+def find_fault(device: torch.device, dtype: torch.dtype) -> str:
+    """What is wrong with a small model on this device in this precision; empty if nothing is."""
+    geometry = ModelConfig(vocab_size=512, d_model=64, n_layers=2, n_heads=2, n_experts=4, top_k=2, context_length=64)
+    compute_dtype = None if dtype == torch.float32 else dtype
+    tokens = torch.randint(512, (2, 65), generator=torch.Generator().manual_seed(0))
+    try:
+        for build, config in ((build_dense_model, geometry.upcycled(0, 2)), (build_moe_model, geometry)):
+            expected = next_token_loss(build(config), tokens)[0].item()
+            model = build(config).to(device)
+            model.compute_dtype = compute_dtype
+            loss = next_token_loss(model, tokens.to(device))[0]
+            loss.backward()
+            if not abs(loss.item() - expected) <= TOLERANCE[dtype]:
+                return f"the loss is {loss.item():.4f} where the CPU's is {expected:.4f}"
+            if leak := future_leak(model, tokens[:, :-1].to(device)):
+                return f"changing a future token moves past logits by {leak:.1e}"
+    except RuntimeError as error:
+        return f"it cannot be computed ({str(error).splitlines()[0]})"
+    return ""
+
+
+@torch.no_grad()
+def future_leak(model: Transformer, tokens_BT: torch.Tensor) -> float:
+    """Largest change of logits before position T/2 when the token there changes; 0.0 within rounding."""
+    half = tokens_BT.shape[1] // 2
+    changed = tokens_BT.clone()
+    changed[:, half] = (changed[:, half] + 1) % model.config.vocab_size
+    before, after = (model(tokens)[:, :half].float() for tokens in (tokens_BT, changed))
+    difference = (before - after).abs().max().item()
+    # A token's row stands elsewhere among its expert's rows once others change: rounding, no leak.
+    rounding = 1e-4 if model.compute_dtype is None else 2e-2
+    return difference if difference > rounding * before.abs().max().item() else 0.0
+
+
+def seconds_per_step(device: torch.device, dtype: torch.dtype | None, config: TrainingConfig) -> float:
+    """Best of three forward and backward passes of one block at the run's width."""
+    n_tokens = min(256, config.context_length)
+    geometry = ModelConfig(512, config.d_model, 1, config.n_heads, context_length=n_tokens)
+    model = build_dense_model(geometry).to(device)
+    model.compute_dtype = dtype
+    tokens = torch.randint(512, (2, n_tokens + 1), generator=torch.Generator().manual_seed(0)).to(device)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        next_token_loss(model, tokens)[0].backward()
+        model.embedding.weight.grad.sum().item()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])

@@ -1,0 +1,58 @@
+"""The run's record: `training_history.jsonl`, one JSON object a line.
+
+Every row has `event` and `time` (seconds since 1970). By event:
+
+run           versions, device, precision, config, data, parameters of the three phases
+step          phase, step (in the phase), loss (training batch, nats a token), lr, grad_norm,
+              tokens (seen in the whole run), seconds (since the phase began); every `log_every`
+              steps of an MoE also balance_loss, z_loss and expert_shares (one list per layer)
+eval          phase, step, tokens, loss (held-out, nats a token), bits_per_byte
+boundary      from_phase, to_phase, loss_before, loss_after, jump (same held-out batches, fp32),
+              same_story, tokens
+verification  to_phase, check, passed, reason, and the check's figures
+sample        phase, prompt, story, token_ids (of the continuation)
+summary       what the closing box prints: first and final losses, jumps, total_drop, seconds
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from config import UserError
+
+
+class History:
+    """Appends rows to a JSONL file; each row is on disk's way before `write` returns.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._file = open(path, "w", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another --checkpoint-dir") from error
+
+    def write(self, event: str, **values) -> None:
+        row = {"event": event, "time": round(time.time(), 3), **values}
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}; free some space and train again") from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_history(path: Path) -> list[dict]:
+    """All rows of a history file, in order; a torn last line is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows

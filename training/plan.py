@@ -1,0 +1,144 @@
+"""What a run will need, before it starts: geometry, parameters and memory of each phase.
+
+Bytes per parameter in fp32 with AdamW: 4 weight, 4 gradient, 8 moments. Gradients appear in the
+backward pass as activations go, so the peak holds the larger of the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from config import ModelConfig, TrainingConfig, UserError
+from models import ParameterCount, count_parameters
+from models.loss import TOKENS_PER_CHUNK
+
+GB = 1e9
+PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """Bytes that one phase takes while it trains."""
+
+    weights: float
+    optimizer: float
+    gradients: float
+    activations: float
+
+    @property
+    def peak(self) -> float:
+        return self.weights + self.optimizer + max(self.gradients, self.activations) + PROCESS_BYTES
+
+
+def phase_memory(model: ModelConfig, n_params: int, batch_size: int, compute_dtype: torch.dtype | None) -> PhaseMemory:
+    """The memory of training one phase; see `activation_bytes` for its largest uncertainty."""
+    return PhaseMemory(
+        weights=4 * n_params,
+        optimizer=8 * n_params,
+        gradients=4 * n_params,
+        activations=activation_bytes(model, batch_size, compute_dtype) + (2 * n_params if compute_dtype else 0),
+    )
+
+
+def activation_bytes(model: ModelConfig, batch_size: int, compute_dtype: torch.dtype | None) -> float:
+    """What the backward pass needs of the forward pass, in bytes.
+
+    Per token and layer, in multiples of d_model: two residuals in fp32; in the compute dtype the
+    norm's output, q|k|v, turned q and k, attention's output twice, the second norm's output, and of
+    the MLP 4 before and 4 after GELU; of an MoE that and its input and output, top_k times.
+    """
+    tokens = batch_size * model.context_length
+    size = compute_dtype.itemsize if compute_dtype else 4
+    mlp = 10 * model.top_k if model.is_moe else 8
+    per_layer = tokens * model.d_model * (2 * 4 + (9 + mlp) * size)
+    # Logits, their log-softmax and its gradient.
+    head = 3 * 4 * min(tokens, TOKENS_PER_CHUNK) * model.vocab_size
+    return model.n_layers * per_layer + head
+
+
+def available_bytes(device: torch.device) -> float:
+    """Memory that a process may take on the device now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    limits = [int(fields["MemAvailable"].split()[0]) * 1024]
+    for limit in map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if limit.exists() and (text := limit.read_text().strip()).isdigit():
+            limits.append(int(text))
+    return min(limits)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Geometry, parameters and memory of the three phases on a device with `available` bytes."""
+
+    models: tuple[ModelConfig, ...]
+    counts: tuple[ParameterCount, ...]
+    memory: tuple[PhaseMemory, ...]
+    available: float
+    advice: str  # empty where everything fits
+
+    def table(self) -> str:
+        lines = [f"{'Phase':<14}{'d_model × layers × heads':<26}{'total':>11}{'active':>11}{'weights':>10}{'optimizer':>11}{'activations':>13}{'peak':>10}"]
+        names = ("1 Dense", "2 MoE", "3 Large MoE")
+        for name, model, count, memory in zip(names, self.models, self.counts, self.memory):
+            shape = f"{model.d_model} × {model.n_layers} × {model.n_heads}"
+            sizes = (memory.weights, memory.optimizer, memory.activations, memory.peak)
+            cells = [f"{size / GB:.2f} GB" for size in sizes]
+            lines.append(
+                f"{name:<14}{shape:<26}{count.total / 1e6:>9.2f} M{count.active / 1e6:>9.2f} M"
+                f"{cells[0]:>10}{cells[1]:>11}{cells[2]:>13}{cells[3]:>10}"
+            )
+        need = max(memory.peak for memory in self.memory)
+        lines.append(f"Needed at the peak: {need / GB:.1f} GB; this device has {self.available / GB:.1f} GB")
+        return "\n".join(lines + ([self.advice] if self.advice else []))
+
+
+def make_plan(config: TrainingConfig, vocab_size: int, device: torch.device, compute_dtype: torch.dtype | None) -> Plan:
+    """Predicts a run's memory, and says what to change where it will not fit."""
+    models = config.phase_geometries(vocab_size)
+    counts = tuple(count_parameters(model) for model in models)
+    memory = tuple(phase_memory(m, c.total, config.batch_size, compute_dtype) for m, c in zip(models, counts))
+    available = available_bytes(device)
+    advice = ""
+    if max(m.peak for m in memory) > available:
+        phase = next(number for number, m in enumerate(memory, 1) if m.peak > available)
+        advice = f"Phase {phase} will not fit. {way_out(config, vocab_size, available, compute_dtype)}"
+    return Plan(models, counts, memory, available, advice)
+
+
+def way_out(config: TrainingConfig, vocab_size: int, available: float, compute_dtype: torch.dtype | None) -> str:
+    """The first of the card's ways out of an out-of-memory that fits, with its number."""
+    batches = {"batch_size": max(1, config.batch_size // 2)}
+    smaller = {"scale_factor": 1.5, "extra_layers": 2}
+    for change in (batches, smaller, {**batches, **smaller}, {**batches, "scale_factor": 1.0, "extra_layers": 1}):
+        try:
+            models = dataclasses.replace(config, **change).phase_geometries(vocab_size)
+        except UserError:  # 1.5 gives no whole number of heads here
+            continue
+        batch_size = change.get("batch_size", config.batch_size)
+        need = max(phase_memory(m, count_parameters(m).total, batch_size, compute_dtype).peak for m in models)
+        if need <= available:
+            flags = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in change.items())
+            return f"{flags} needs {need / GB:.1f} GB and fits"
+    return "Neither a smaller batch nor less growth fits: lower --d-model or --n-layers, or take --preset tiny"
+
+
+def require_memory(plan: Plan, ignore: bool) -> None:
+    """Raises UserError where the plan does not fit, before anything has been trained."""
+    if plan.advice and not ignore:
+        need = max(memory.peak for memory in plan.memory)
+        raise UserError(
+            f"{plan.advice}. Needed at the peak: {need / GB:.1f} GB, this device has {plan.available / GB:.1f} GB; "
+            f"--plan shows each phase, --ignore-memory-plan tries all the same"
+        )

@@ -1,0 +1,42 @@
+"""`training_curves.png`: loss over tokens for the three phases, with the boundaries marked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.history import read_history
+
+COLOURS = {1: "#4477aa", 2: "#ee7733", 3: "#228833"}
+NAMES = {1: "dense", 2: "mixture of experts", 3: "grown mixture of experts"}
+
+
+def plot_curves(history_path: Path, picture_path: Path) -> None:
+    """Draws the picture from the history alone, so that it can be drawn again at any time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read_history(history_path)
+    figure, axes = plt.subplots(figsize=(9, 5), constrained_layout=True)
+    for phase, colour in COLOURS.items():
+        steps = [row for row in rows if row["event"] == "step" and row["phase"] == phase]
+        evals = [row for row in rows if row["event"] == "eval" and row["phase"] == phase]
+        axes.plot([r["tokens"] / 1e6 for r in steps], [r["loss"] for r in steps], color=colour, alpha=0.35, linewidth=1)
+        starts = [(r["tokens"], r["loss_after"]) for r in rows if r["event"] == "boundary" and r["to_phase"] == phase]
+        points = starts + [(r["tokens"], r["loss"]) for r in evals]
+        axes.plot([t / 1e6 for t, _ in points], [loss for _, loss in points], "o-", color=colour, label=f"phase {phase}: {NAMES[phase]}")
+    for row in rows:
+        if row["event"] == "boundary":
+            axes.axvline(row["tokens"] / 1e6, color="0.5", linestyle="--", linewidth=1)
+            axes.annotate(
+                f" phase {row['from_phase']}→{row['to_phase']}\n jump {row['jump']:+.0e}",
+                (row["tokens"] / 1e6, 0.97), xycoords=("data", "axes fraction"), va="top", fontsize=9, color="0.3",
+            )  # fmt: skip
+    axes.set_xlabel("training tokens, millions")
+    axes.set_ylabel("cross-entropy, nats a token")
+    axes.set_title("Loss: training batches (thin), held-out stories (dots)")
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower left")
+    figure.savefig(picture_path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,247 @@
+"""The four growth checks: RoPE, router, symmetry, function. Each can be called alone.
+
+    from transfer.verify_growth_mechanics import check_rope_integrity
+    check_rope_integrity(old_model, new_model)
+
+All of them test the models in use: real activations on probe tokens, real gradients of the
+language-model loss. The first two feed a new layer with the old layer's own inputs, widened, so
+that each names the part that is broken and not whatever comes after it. Numbers are relative: a
+drift is the largest difference over the root mean square of what it is compared with.
+
+docs/GROWTH_VERIFICATION.md says what each check means and what to do when it fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from config import UserError
+from models import Transformer, exact_arithmetic, next_token_loss
+from models.transformer import apply_rope, rope_tables
+from transfer.clone_gradients import compare_clone_gradients
+from transfer.growth_maps import GrowthMaps
+from transfer.probe import probe_tokens, trace
+
+ROPE_HINT = """In scale_bilaterally(), ensure:
+      n_heads = old_model.blocks[0].attention.n_heads * scale_factor"""
+ROUTER_HINT = """In hyperclone_weight() for router:
+      w_new = w.repeat(1, scale_factor) / scale_factor  # ← Add division"""
+SYMMETRY_HINT = """Increase noise in config.py, or by --noise-std:
+      noise_std = 0.5  # relative to each weight's standard deviation; it cancels, so it may be large"""
+FUNCTION_HINT = "Read docs/GROWTH_VERIFICATION.md section 4 for detailed debugging"
+
+# Gradients of living clones differ by about as much as they are large, those of locked clones by
+# rounding alone. Where a unit saw a single token, its two clones come this close by chance, one
+# pair in ten thousand, hence a share; noise that a growth left out locks the pairs of a whole kind.
+LOCKED_BELOW = 1e-4
+LOCKED_SHARE = 0.01
+
+
+@dataclass
+class CheckResult:
+    """One check's verdict; true when it passed. `reason` and `hint` are empty unless it failed."""
+
+    name: str
+    passed: bool
+    figures: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    hint: str = ""
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+
+def check_rope_integrity(
+    old_model: Transformer, new_model: Transformer, tokens: Tensor | None = None, tolerance: float = 1e-4
+) -> CheckResult:
+    """CHECK 1: every head turns and compares positions as the head that it copies.
+
+    Scores q·k of all old blocks, after RoPE, on the old blocks' own inputs; the new ones are taken
+    at shifted positions, since RoPE may depend on distances alone.
+
+    Args:
+        tokens: int64 (batch, time + 1); fixed random ones if None.
+    """
+    _heading(1, "RoPE integrity")
+    old, new = old_model.config, new_model.config
+    figures = {"old_head_dim": old.head_dim, "new_head_dim": new.head_dim, "old_heads": old.n_heads, "new_heads": new.n_heads}
+    print(f"  head_dim {old.head_dim} → {new.head_dim}, heads {old.n_heads} → {new.n_heads}, base {old.rope_base:g} → {new.rope_base:g}")
+    if old.head_dim != new.head_dim:
+        return _verdict("rope", False, figures, f"RoPE broken: head_dim changed from {old.head_dim} to {new.head_dim}", ROPE_HINT)
+    maps, tokens = GrowthMaps.between(old, new), _tokens(old_model, tokens)
+    drift = 0.0
+    with torch.no_grad(), exact_arithmetic(new_model):
+        for index, x_BTD in _old_inputs(old_model, maps, trace(old_model, tokens).attention_inputs):
+            expected = _scores(old_model, maps.block_origins[index], x_BTD, shift=0)
+            actual = _scores(new_model, index, maps.residual.normalised(x_BTD), shift=7)
+            drift = max(drift, _drift(actual, maps.heads.written(expected, dim=1)))
+    figures["score_drift"] = drift
+    print(f"  largest drift of attention scores: {drift:.1e} (tolerance {tolerance:.0e})")
+    return _verdict("rope", drift <= tolerance, figures, f"RoPE broken: attention scores drift by {drift:.1e}", ROPE_HINT)
+
+
+def check_router_scaling(
+    old_model: Transformer, new_model: Transformer, tokens: Tensor | None = None, tolerance: float = 1e-4
+) -> CheckResult:
+    """CHECK 2: every router gives the logits, and so the experts, that it gave before.
+
+    A dense model has no router and passes. Arguments as in `check_rope_integrity`.
+    """
+    _heading(2, "Router scaling")
+    if not old_model.config.is_moe:
+        print("  no router: the model is dense")
+        return _verdict("router", True, {})
+    maps, tokens = GrowthMaps.between(old_model.config, new_model.config), _tokens(old_model, tokens)
+    drift, kept, shares = 0.0, [], []
+    with torch.no_grad():
+        for index, x_BTD in _old_inputs(old_model, maps, trace(old_model, tokens).router_inputs):
+            old_logits = old_model.blocks[maps.block_origins[index]].mlp.router(x_BTD)
+            new_logits = new_model.blocks[index].mlp.router(maps.residual.normalised(x_BTD))
+            drift = max(drift, _drift(new_logits, old_logits))
+            chosen = [logits.topk(old_model.config.top_k).indices.sort().values for logits in (old_logits, new_logits)]
+            kept.append((chosen[0] == chosen[1]).all(-1).double().mean().item())
+            shares.append(torch.bincount(chosen[1].flatten(), minlength=old_model.config.n_experts) / chosen[1].numel())
+    share = torch.stack(shares)
+    figures = {"logit_drift": drift, "tokens_keeping_experts": min(kept), "smallest_expert_share": share.min().item(), "largest_expert_share": share.max().item()}
+    print(f"  largest drift of router logits: {drift:.1e} (tolerance {tolerance:.0e})")
+    print(f"  tokens that keep their experts: {min(kept):.2%} in the worst layer")
+    print(f"  expert shares: {share.min():.1%} to {share.max():.1%}")
+    return _verdict("router", drift <= tolerance, figures, f"Router logits drifted by {drift:.1e}", ROUTER_HINT)
+
+
+def check_symmetry_breaking(
+    old_model: Transformer, new_model: Transformer, tokens: Tensor | None = None
+) -> CheckResult:
+    """CHECK 3: clones receive different gradients of the language-model loss, in every block.
+
+    It clears the gradients of `new_model`. Tokens as in `check_rope_integrity`.
+    """
+    _heading(3, "Symmetry breaking")
+    maps, tokens = GrowthMaps.between(old_model.config, new_model.config), _tokens(old_model, tokens)
+    locked_below = max(LOCKED_BELOW, 4 * torch.finfo(new_model.embedding.weight.dtype).eps)
+    comparisons = compare_clone_gradients(new_model, maps, tokens, locked_below)
+    if not comparisons:
+        print("  no clones: the width did not grow")
+        return _verdict("symmetry", True, {"clone_pairs": 0})
+    for kind in ("heads", "hidden units", "residual features"):
+        of_kind = [c for c in comparisons if c.kind == kind]
+        if of_kind:
+            low = min(of_kind, key=lambda c: c.median_difference)
+            n_pairs = sum(c.n_pairs for c in of_kind)
+            print(f"  {kind:<18} {n_pairs:>7} clone pairs, median difference of gradients {low.median_difference:.1e} or more (block {low.block})")
+    worst = max(comparisons, key=lambda c: c.n_locked / c.n_pairs)
+    figures = {
+        "clone_pairs": sum(c.n_pairs for c in comparisons),
+        "locked_pairs": sum(c.n_locked for c in comparisons),
+        "smallest_median_difference": min(c.median_difference for c in comparisons),
+    }
+    print(f"  pairs with equal gradients: {figures['locked_pairs']} of {figures['clone_pairs']}")
+    reason = f"Gradients are identical: {worst.n_locked} of {worst.n_pairs} pairs of {worst.kind} in block {worst.block} are locked"
+    return _verdict("symmetry", worst.n_locked <= LOCKED_SHARE * worst.n_pairs, figures, reason, SYMMETRY_HINT)
+
+
+def check_functional_identity(
+    old_model: Transformer, new_model: Transformer, tokens: Tensor | None = None, tolerance: float = 1e-4
+) -> CheckResult:
+    """CHECK 4: after every block, and in logits and loss, the new model computes what the old one did.
+
+    Names the first layer that drifts. It serves dense → MoE as well as bilateral growth.
+    Arguments as in `check_rope_integrity`.
+    """
+    _heading(4, "Functional identity")
+    config, tokens = new_model.config, _tokens(old_model, tokens)
+    maps = GrowthMaps.between(old_model.config.upcycled(config.n_experts, config.top_k), config)
+    old, new = trace(old_model, tokens), trace(new_model, tokens)
+    drifts = [("embedding", _drift(new.embedded, maps.residual.written(old.embedded)))]
+    expected = old.embedded
+    for index, (origin, residual) in enumerate(zip(maps.block_origins, new.residuals)):
+        # An identity block has to hand on what it was given: what the last old block made.
+        expected = expected if origin is None else old.residuals[origin]
+        name = f"block {index} " + ("(identity)" if origin is None else f"(old block {origin})")
+        drifts.append((name, _drift(residual, maps.residual.written(expected))))
+    logit_difference = (new.logits - old.logits).abs().max().item()
+    drifts.append(("logits", _drift(new.logits, old.logits)))
+    for name, drift in drifts:
+        print(f"  {name:<24} drift {drift:.1e}")
+    with torch.no_grad(), exact_arithmetic(old_model, new_model):
+        loss_difference = abs((next_token_loss(new_model, tokens)[0] - next_token_loss(old_model, tokens)[0]).item())
+    print(f"  max|Δlogit| {logit_difference:.1e}, |Δloss| {loss_difference:.1e} (tolerance {tolerance:.0e})")
+    first = next(((name, drift) for name, drift in drifts if not drift <= tolerance), None)
+    figures = {"largest_drift": max(drift for _, drift in drifts), "logit_difference": logit_difference, "loss_difference": loss_difference}
+    reason = f"Layer-wise drift exceeds tolerance: first in {first[0]}, by {first[1]:.1e}" if first else ""
+    return _verdict("functional", first is None, figures, reason, FUNCTION_HINT)
+
+
+def detailed_growth_check(
+    old_model: Transformer, new_model: Transformer, tokens: Tensor | None = None, tolerance: float = 1e-4
+) -> dict[str, CheckResult]:
+    """All four checks and their summary; by name: rope, router, symmetry, functional.
+
+    Args:
+        tokens: int64 (batch, time + 1), best from held-out stories; fixed random ones if None.
+        tolerance: largest relative drift accepted: 1e-5 is stricter, 1e-3 looser.
+    Raises:
+        UserError: `new_model` is no growth of `old_model`, or the tokens are too long.
+    """
+    results = [
+        check_rope_integrity(old_model, new_model, tokens, tolerance),
+        check_router_scaling(old_model, new_model, tokens, tolerance),
+        check_symmetry_breaking(old_model, new_model, tokens),
+        check_functional_identity(old_model, new_model, tokens, tolerance),
+    ]
+    print("\n" + "#" * 70)
+    print(f"#{'VERIFICATION SUMMARY':^68}#")
+    print("#" * 70)
+    for result in results:
+        print(f"  {result.name.upper():<20}: {'✓ PASSED' if result else '✗ FAILED'}")
+    print("#" * 70)
+    if all(results):
+        print("  ✓ ALL CHECKS PASSED\n  Model is ready for Phase 3 training.")
+    else:
+        print(f"  ✗ {sum(not r for r in results)} OF {len(results)} CHECKS FAILED")
+    print("#" * 70)
+    return {result.name: result for result in results}
+
+
+def _heading(number: int, title: str) -> None:
+    print(f"\n{'─' * 70}\n  CHECK {number}: {title}\n{'─' * 70}")
+
+
+def _verdict(name: str, passed: bool, figures: dict, reason: str = "", hint: str = "") -> CheckResult:
+    if passed:
+        print("  ✓ PASSED")
+        return CheckResult(name, True, figures)
+    print(f"  ✗ FAILED — {reason}\n  {hint}")
+    return CheckResult(name, False, figures, reason, hint)
+
+
+def _tokens(model: Transformer, tokens: Tensor | None) -> Tensor:
+    if tokens is None:
+        return probe_tokens(model)
+    if tokens.shape[1] > model.config.context_length + 1:
+        raise UserError(f"{tokens.shape[1]} probe tokens are more than the context length {model.config.context_length} and one")
+    return tokens.to(model.device)
+
+
+def _old_inputs(old_model: Transformer, maps: GrowthMaps, inputs: list[Tensor]):
+    """(new block, input of the old block that it grew from) for all blocks that are no identity."""
+    return [(index, inputs[origin]) for index, origin in enumerate(maps.block_origins) if origin is not None]
+
+
+def _scores(model: Transformer, block: int, x_BTD: Tensor, shift: int) -> Tensor:
+    """q·k after RoPE, (batch, heads, time, time), as if the sequence began at position `shift`."""
+    attention, T = model.blocks[block].attention, x_BTD.shape[1]
+    q_BHTK, k_BHTK, _ = attention.split_heads(attention.qkv(x_BTD))
+    rope = rope_tables(T + shift, attention.head_dim, model.config.rope_base, x_BTD.device, x_BTD.dtype)
+    cos_TK, sin_TK = (table[shift:] for table in rope)
+    return apply_rope(q_BHTK, cos_TK, sin_TK) @ apply_rope(k_BHTK, cos_TK, sin_TK).transpose(-1, -2)
+
+
+def _drift(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference over the root mean square of what was expected."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    return ((actual - expected).abs().max() / expected.square().mean().sqrt()).item()
