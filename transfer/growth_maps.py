@@ -159,13 +159,13 @@ class GrowthMaps:
 
 
 def block_origins(n_old: int, n_extra: int) -> list[int | None]:
-    """Old blocks in order with `n_extra` identity blocks (None) spread evenly among and after them.
+    """Old blocks in order, with `n_extra` identity blocks (None) spread evenly among them.
 
-    7 blocks and 4 more: 0 – 1 2 – 3 – 4 5 – 6, where – is an identity block.
+    The numbers of identity blocks after any two old ones differ by at most one.
+    7 blocks and 4 more: 0 – 1 2 – 3 4 – 5 6 –, where – is an identity block.
     """
-    inserted_after = [max(1, round((i + 1) * n_old / (n_extra + 1))) for i in range(n_extra)]
     origins: list[int | None] = []
     for block in range(n_old):
-        origins.append(block)
-        origins += [None] * inserted_after.count(block + 1)
+        before, after = ((n * n_extra + n_old // 2) // n_old for n in (block, block + 1))
+        origins += [block] + [None] * (after - before)
     return origins

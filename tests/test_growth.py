@@ -1,0 +1,172 @@
+"""Upcycling and bilateral growth keep the function: dtypes, factors, depths, noise, twice in a row."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from config import ModelConfig, UserError
+from models import Transformer, next_token_loss
+from test_growth_checks import lively_dense_model, lively_moe_model
+from transfer.growth_maps import MEAN, AxisMap, GrowthMaps, block_origins
+from transfer.probe import probe_tokens
+from transfer.simple_growth import hyperclone_weight, scale_bilaterally
+from transfer.upcycling import upcycle_to_moe
+
+GEOMETRY = ModelConfig(vocab_size=211, d_model=32, n_layers=3, n_heads=4, context_length=24)
+# In bf16 a near-tie can send a token to another expert, and its logits with it: the loss counts.
+LOGITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: float("inf")}
+LOSS = {torch.float64: 1e-9, torch.float32: 1e-6, torch.bfloat16: 1e-3}
+
+
+def differences(old: Transformer, new: Transformer) -> tuple[float, float]:
+    """Largest |Δlogit|, and |Δloss|, the loss summed in fp64 so that it adds no rounding of its own."""
+    tokens = torch.randint(211, (16, 25), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = [model(tokens[:, :-1]).double().flatten(0, 1) for model in (old, new)]
+    losses = [F.cross_entropy(each, tokens[:, 1:].flatten()).item() for each in logits]
+    return (logits[0] - logits[1]).abs().max().item(), abs(losses[0] - losses[1])
+
+
+def small_model(kind: str, dtype: torch.dtype) -> Transformer:
+    return {"dense": lively_dense_model, "moe": lively_moe_model}[kind](GEOMETRY).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", LOGITS, ids=str)
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_growth_keeps_the_function(kind, dtype):
+    old = small_model(kind, dtype)
+    for factor, extra, noise in itertools.product((1, 1.5, 1.75, 2, 3), (0, 1, 4), (0, 1e-5, 0.5, 1.0)):
+        new = scale_bilaterally(old, factor, extra, noise)
+        assert new.config.d_model == factor * 32 and new.config.n_layers == 3 + extra
+        logits, loss = differences(old, new)
+        assert logits <= LOGITS[dtype] and loss <= LOSS[dtype], (factor, extra, noise, logits, loss)
+
+
+@pytest.mark.parametrize("factors", [(2, 2), (1.5, 2), (1.5, 1.5), (3, 1.25)])
+def test_growth_keeps_the_function_twice_in_a_row(factors):
+    old = small_model("moe", torch.float32)
+    new = scale_bilaterally(scale_bilaterally(old, factors[0], 1, 1.0), factors[1], 5, 1.0)
+    logits, loss = differences(old, new)
+    assert logits <= LOGITS[torch.float32] and loss <= LOSS[torch.float32]
+
+
+def test_growth_leaves_the_old_model_untouched_and_shares_no_memory():
+    old = small_model("moe", torch.float32)
+    before = {name: value.clone() for name, value in old.state_dict().items()}
+    for new in (scale_bilaterally(old, 1, 0), scale_bilaterally(old, 2, 1)):
+        for parameter in new.parameters():
+            parameter.data.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in old.state_dict().items())
+
+
+def test_upcycling_copies_experts_and_keeps_the_function():
+    dense = small_model("dense", torch.float32)
+    moe = upcycle_to_moe(dense, n_experts=5, top_k=3)
+    assert max(differences(dense, moe)) <= 1e-5
+    assert all(torch.equal(expert, dense.blocks[1].mlp.up.weight) for expert in moe.blocks[1].mlp.up.weight)
+    std = torch.cat([block.mlp.router.weight.flatten() for block in moe.blocks]).std().item()
+    assert std == pytest.approx(0.02, rel=0.2)
+
+
+def test_a_zero_router_sends_all_tokens_to_the_same_experts():
+    """Why router_std is not zero."""
+    dense = small_model("dense", torch.float32)
+    shares = {}
+    for std in (0.0, 0.02):
+        _, routings = upcycle_to_moe(dense, router_std=std).hidden(probe_tokens(dense)[:, :-1])
+        shares[std] = (routings[0].slots_per_expert_E > 0).sum().item()
+    assert shares[0.0] == 2 and shares[0.02] > 4
+
+
+def test_upcycling_refuses_experts():
+    with pytest.raises(UserError, match="starts from a dense model"):
+        upcycle_to_moe(small_model("moe", torch.float32))
+
+
+def test_factors_without_whole_heads_are_refused_with_those_that_work():
+    with pytest.raises(UserError, match="4 heads into 5.2, .* 1.25, 1.5, 1.75, 2"):
+        scale_bilaterally(small_model("dense", torch.float32), 1.3, 0)
+    for factor, extra, text in ((0.5, 0, "never shrinks"), (float("nan"), 0, "never shrinks"), (2, -1, "never removes")):
+        with pytest.raises(UserError, match=text):
+            scale_bilaterally(small_model("dense", torch.float32), factor, extra)
+
+
+def test_router_weight_is_tiled_and_divided():
+    weight = torch.randn(8, 6)
+    assert torch.equal(hyperclone_weight(weight, columns=AxisMap.tiled(6, 12)), weight.repeat(1, 2) / 2)
+
+
+@pytest.mark.parametrize("n_new", [12, 15, 18])
+def test_cancelling_noise_sums_to_zero_over_copies_and_has_its_size(n_new):
+    axis = AxisMap.tiled(6, n_new)
+    noise = axis.cancelling_noise(torch.zeros(4000, n_new), 0.3, torch.Generator().manual_seed(0))
+    for unit in range(6):
+        copies = noise[:, axis.source == unit]
+        assert copies.sum(1).abs().max() < 1e-5
+        if copies.shape[1] > 1:
+            assert copies.std().item() == pytest.approx(0.3, rel=0.05)
+        else:
+            assert not copies.any()
+
+
+def test_noise_is_relative_to_the_standard_deviation_of_each_weight():
+    weight = 7 * torch.randn(300, 64)
+    axis = AxisMap.tiled(64, 128)
+    plain = hyperclone_weight(weight, columns=axis)
+    noisy = hyperclone_weight(weight, columns=axis, noise_std=0.5, generator=torch.Generator().manual_seed(0))
+    assert ((noisy - plain).std() / plain.std()).item() == pytest.approx(0.5, rel=0.05)
+
+
+def test_uneven_maps():
+    heads = AxisMap.tiled(4, 6)
+    assert heads.source.tolist() == [0, 1, 2, 3, 0, 1] and heads.copies.tolist() == [2, 2, 1, 1, 2, 2]
+    assert [pair.tolist() for pair in heads.clone_pairs()] == [[0, 1], [4, 5]]
+    residual = AxisMap.tiled_with_mean(4, 6)
+    assert residual.source.tolist() == [0, 1, 2, 3, MEAN, MEAN]
+    x = torch.tensor([1.0, 2, 3, 6])
+    assert residual.written(x).tolist() == [1, 2, 3, 6, 3, 3]
+    assert residual.normalised(x).tolist() == [1, 2, 3, 6, 0, 0]
+    assert heads.repeated_inside(2).source.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("n_old, n_extra", [(7, 4), (7, 0), (1, 3), (2, 9), (12, 1), (7, 7)])
+def test_identity_blocks_are_spread_evenly(n_old, n_extra):
+    origins = block_origins(n_old, n_extra)
+    assert [o for o in origins if o is not None] == list(range(n_old)) and origins.count(None) == n_extra
+    assert origins[0] == 0
+    runs = [0] * n_old
+    for position, origin in enumerate(origins):
+        runs[sum(o is not None for o in origins[:position]) - 1] += origin is None
+    assert max(runs) - min(runs) <= 1
+
+
+def test_identity_blocks_learn_within_two_steps():
+    """Their projections learn at once, and what stands before those from the second step on."""
+    new = scale_bilaterally(small_model("moe", torch.float32), 2, 2)
+    identity = [i for i, o in enumerate(block_origins(3, 2)) if o is None]
+    tokens = probe_tokens(new).repeat(8, 1)
+    optimizer = torch.optim.SGD(new.parameters(), lr=0.1)
+    for step in range(2):
+        optimizer.zero_grad()
+        next_token_loss(new, tokens)[0].backward()
+        optimizer.step()
+        for i in identity:
+            assert new.blocks[i].attention.out.weight.grad.any() and new.blocks[i].mlp.down.weight.grad.any()
+            assert bool(new.blocks[i].mlp.up.weight.grad.any()) == (step == 1)
+            assert bool(new.blocks[i].attention.qkv.weight.grad.any()) == (step == 1)
+
+
+def test_the_same_seed_grows_the_same_model():
+    old = small_model("moe", torch.float32)
+    first, second, other = (scale_bilaterally(old, 2, 1, seed=seed).state_dict() for seed in (5, 5, 6))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["blocks.0.mlp.up.weight"], other["blocks.0.mlp.up.weight"])
+
+
+def test_maps_refuse_a_model_that_is_no_growth():
+    with pytest.raises(UserError, match="n_experts"):
+        GrowthMaps.between(GEOMETRY, GEOMETRY.upcycled(4, 2))
+    with pytest.raises(UserError, match="smaller"):
+        GrowthMaps.between(GEOMETRY.grown(2, 0), GEOMETRY)

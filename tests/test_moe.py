@@ -1,0 +1,127 @@
+"""The mixture-of-experts layer against a plain computation, token by token."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from config import ModelConfig
+from models import moe as moe_module
+from models.loss import router_loss
+from models.moe import MoE, looped_product
+
+CONFIG = ModelConfig(vocab_size=8, d_model=16, n_layers=1, n_heads=2, n_experts=4, top_k=2)
+
+
+def layer(dtype=torch.float32, seed: int = 0) -> MoE:
+    generator = torch.Generator().manual_seed(seed)
+    moe = MoE(CONFIG)
+    with torch.no_grad():
+        for parameter in moe.parameters():
+            parameter.copy_(torch.empty_like(parameter).normal_(0.0, 0.3, generator=generator))
+    return moe.to(dtype)
+
+
+def inputs(dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(3, 11, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def token_by_token(moe: MoE, x_BTD: torch.Tensor) -> torch.Tensor:
+    """The definition, without sorting or grouping."""
+    rows = []
+    for x_D in x_BTD.flatten(0, 1):
+        logits_E = moe.router.weight @ x_D
+        chosen = logits_E.topk(moe.top_k)
+        y_D = 0
+        for gate, e in zip(chosen.values.softmax(-1), chosen.indices):
+            hidden_F = F.gelu(moe.up.weight[e] @ x_D + moe.up.bias[e])
+            y_D = y_D + gate * (moe.down.weight[e] @ hidden_F + moe.down.bias[e])
+        rows.append(y_D)
+    return torch.stack(rows).view_as(x_BTD)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_output_and_gradients_equal_the_definition(dtype):
+    moe, x = layer(dtype), inputs(dtype).requires_grad_()
+    results = []
+    for y in (moe(x)[0], token_by_token(moe, x)):
+        gradients = torch.autograd.grad(y.square().sum(), [x, *moe.parameters()])
+        results.append([y, *gradients])
+    for ours, expected in zip(*results):
+        torch.testing.assert_close(ours, expected, atol=1e-4 if dtype == torch.float32 else 1e-9, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loop_and_grouped_product_agree(dtype, monkeypatch):
+    """The loop is what MPS runs: here its code path runs on the CPU."""
+    results = []
+    for serves in (True, False):
+        monkeypatch.setattr(moe_module, "grouped_mm_serves", lambda *_, serves=serves: serves)
+        moe, x = layer(dtype), inputs(dtype).requires_grad_()
+        y, _ = moe(x)
+        results.append([y, *torch.autograd.grad(y.float().square().sum(), [x, *moe.parameters()])])
+    for grouped, looped in zip(*results):
+        torch.testing.assert_close(grouped, looped, atol=1e-4 if dtype == torch.float32 else 0.3, rtol=0.02)
+
+
+def test_grouped_product_is_used_where_it_works_and_nowhere_else():
+    weight = torch.zeros(4, 16, 16)
+    assert moe_module.grouped_mm_serves(torch.zeros(5, 16), weight)
+    assert moe_module.grouped_mm_serves(torch.zeros(5, 16).bfloat16(), weight)
+    assert not moe_module.grouped_mm_serves(torch.zeros(5, 16).double(), weight)
+    assert not moe_module.grouped_mm_serves(torch.zeros(5, 6), torch.zeros(4, 16, 6))
+    assert not moe_module.grouped_mm_serves(torch.zeros(5, 16, device="meta"), weight)
+
+
+def test_an_expert_without_tokens_gets_no_gradient_and_breaks_nothing():
+    moe = layer()
+    with torch.no_grad():
+        moe.router.weight[3] = 0
+        moe.router.weight[:3] += 10
+    x = inputs().abs()
+    y, routing = moe(x)
+    y.square().sum().backward()
+    assert routing.slots_per_expert_E[3] == 0 and routing.slots_per_expert_E.sum() == 3 * 11 * 2
+    assert not moe.up.weight.grad[3].any() and moe.up.weight.grad[:3].abs().sum((1, 2)).min() > 0
+    torch.testing.assert_close(y, token_by_token(moe, x), atol=1e-4, rtol=1e-4)
+
+
+def test_looped_product_serves_sizes_that_grouped_mm_refuses():
+    x, weight = torch.randn(5, 3), torch.randn(2, 7, 3)
+    y = looped_product(x, weight, torch.tensor([2, 3]))
+    torch.testing.assert_close(y, torch.cat([x[:2] @ weight[0].T, x[2:] @ weight[1].T]))
+
+
+def test_losses_have_the_value_of_a_hand_calculation_and_reach_the_router():
+    moe = layer()
+    x = inputs()
+    _, routing = moe(x)
+    logits = x.flatten(0, 1) @ moe.router.weight.T
+    probability = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    share = torch.zeros(4)
+    for row in logits.topk(2).indices:
+        share[row] += 1 / (2 * len(logits))
+    balance = 4 * sum(share[e] * probability[:, e].mean() for e in range(4))
+    z = (logits.exp().sum(-1).log() ** 2).mean()
+    torch.testing.assert_close(routing.load_balancing_loss, balance)
+    torch.testing.assert_close(routing.z_loss, z)
+    total = router_loss([routing, routing], balance_weight=0.01, z_weight=0.001)
+    torch.testing.assert_close(total, 0.01 * balance + 0.001 * z)
+    total.backward()
+    assert moe.router.weight.grad.abs().max() > 0
+
+
+def test_balance_loss_is_one_when_balanced_and_n_experts_when_collapsed():
+    moe = layer()
+    balanced = moe.routing(torch.zeros(8, 4), torch.tensor([4, 4, 4, 4]))
+    collapsed = moe.routing(torch.tensor([[50.0, 0, 0, 0]]).repeat(8, 1), torch.tensor([16, 0, 0, 0]))
+    assert balanced.load_balancing_loss.item() == pytest.approx(1.0)
+    assert collapsed.load_balancing_loss.item() == pytest.approx(4.0)
+
+
+def test_router_stays_in_fp32_under_bf16_and_autocast():
+    moe = layer()
+    x = inputs().bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = moe.router(x.flatten(0, 1))
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, x.flatten(0, 1).float() @ moe.router.weight.T)
