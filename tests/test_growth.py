@@ -101,7 +101,8 @@ def test_router_weight_is_tiled_and_divided():
 @pytest.mark.parametrize("n_new", [12, 15, 18])
 def test_cancelling_noise_sums_to_zero_over_copies_and_has_its_size(n_new):
     axis = AxisMap.tiled(6, n_new)
-    noise = axis.cancelling_noise(torch.zeros(4000, n_new), 0.3, torch.Generator().manual_seed(0))
+    noise = torch.zeros(4000, n_new)
+    axis.add_cancelling_noise(noise, 0.3, torch.Generator().manual_seed(0))
     for unit in range(6):
         copies = noise[:, axis.source == unit]
         assert copies.sum(1).abs().max() < 1e-5

@@ -23,6 +23,7 @@ from torch import Tensor
 from config import ModelConfig, UserError
 
 MEAN = -1  # the source of a unit that holds the mean of all old units
+NOISE_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -73,29 +74,33 @@ class AxisMap:
 
     def normalised(self, x: Tensor) -> Tensor:
         """What a norm hands on along the last axis: copied, and zero where the mean was."""
-        return self._gathered(x, -1).masked_fill_(self.is_mean.to(x.device), 0)
+        y = self._gathered(x, -1)
+        return y.masked_fill_(self.is_mean.to(x.device), 0) if self.is_mean.any() else y
 
     def read(self, weight: Tensor) -> Tensor:
         """Columns that read the old axis, reading the new one: divided by the copies."""
         return self.normalised(weight).div_(self.copies.to(weight))
 
-    def cancelling_noise(self, like: Tensor, std: float, generator: torch.Generator) -> Tensor:
-        """Gaussian noise along the last axis that sums to zero over the copies of each old unit.
+    def add_cancelling_noise(self, weight: Tensor, std: float, generator: torch.Generator) -> None:
+        """Adds, in place along the last axis, noise that sums to zero over the copies of each old unit.
 
         Where the copies of a unit hold the same value, as they do at the moment of growth, a
         matrix with this noise computes what it computed without. A unit with a single copy gets
-        none; `MEAN` units, which a norm turns to zero, get free noise. Its standard deviation is
-        `std` wherever it is not zero. Shape, dtype and device are those of `like`.
+        none; `MEAN` units, which a norm turns to zero, get free noise. The noise is Gaussian with
+        standard deviation `std` wherever it is not zero. `generator` is on the weight's device.
         """
-        noise = torch.empty_like(like).normal_(0.0, 1.0, generator=generator)
-        source, copies = self.source.clamp(min=0).to(like.device), self.copies.to(like)
-        is_mean = self.is_mean.to(like.device)
-        sums = like.new_zeros(*like.shape[:-1], self.n_old)
-        sums.index_add_(-1, source, noise.masked_fill(is_mean, 0))
-        centred = noise - (sums / self._copies_of_old(like)).index_select(-1, source)
+        source, is_mean = self.source.clamp(min=0).to(weight.device), self.is_mean.to(weight.device)
+        copies = self.copies.to(weight)
         # Centring c values leaves (c - 1) / c of their variance.
-        centred.mul_(torch.where(copies > 1, (copies / (copies - 1).clamp(min=1)).sqrt(), 0.0))
-        return torch.where(is_mean, noise, centred).mul_(std)
+        scale = torch.where(copies > 1, std * (copies / (copies - 1).clamp(min=1)).sqrt(), 0.0)
+        scale[is_mean] = std
+        share = torch.where(is_mean, 0.0, 1 / copies)
+        # By runs of rows: large temporaries cost more than the noise itself.
+        for rows in weight.view(-1, weight.shape[-1]).split(NOISE_ROWS):
+            noise = torch.empty_like(rows).normal_(0.0, 1.0, generator=generator)
+            mean = rows.new_zeros(len(rows), self.n_old).index_add_(-1, source, noise * share)
+            noise -= mean.index_select(-1, source).masked_fill_(is_mean, 0)
+            rows += noise.mul_(scale)
 
     def clone_pairs(self) -> tuple[Tensor, Tensor]:
         """Two int64 tensors: neighbouring copies of the same old unit (and neighbouring means)."""
@@ -105,9 +110,6 @@ class AxisMap:
 
     def _gathered(self, x: Tensor, dim: int) -> Tensor:
         return x.index_select(dim, self.source.clamp(min=0).to(x.device))
-
-    def _copies_of_old(self, like: Tensor) -> Tensor:
-        return torch.bincount(self.source[~self.is_mean], minlength=self.n_old).to(like)
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,9 @@ def hyperclone_weight(
     if rows is not None:
         weight = rows.written(weight, dim=-2)
     if columns is not None and noise_std:
-        tiled = weight if not columns.is_mean.any() else weight[..., ~columns.is_mean.to(weight.device)]
-        std = noise_std * tiled.norm().item() / math.sqrt(tiled.numel())
-        weight = weight + columns.cancelling_noise(weight, std, generator)
+        # Root mean square over the copies; mean-filled columns are zero and do not count.
+        std = noise_std * weight.norm().item() / math.sqrt(weight.numel() * (1 - columns.is_mean.double().mean().item()))
+        columns.add_cancelling_noise(weight, std, generator)
     return weight
 
 

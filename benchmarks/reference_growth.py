@@ -1,0 +1,82 @@
+"""Builds, upcycles, grows and checks the reference geometry, without training: counts, seconds, memory.
+
+    python -m benchmarks.reference_growth --json reference_growth.json
+
+The models are random with weights large enough to make every layer matter, the tokens are random
+too: exactness does not depend on what was learned. Needs about 14 GB of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import sys
+import time
+from contextlib import contextmanager
+
+import torch
+
+from config import TrainingConfig
+from models import count_parameters, next_token_loss
+from test_growth_checks import lively_moe_model, lively_dense_model
+from transfer.simple_growth import scale_bilaterally
+from transfer.upcycling import upcycle_to_moe
+from transfer.verify_growth_mechanics import check_functional_identity, detailed_growth_check
+
+VOCAB_SIZE = 50_257
+
+
+def peak_gb() -> float:
+    """Largest resident memory of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    arguments = parser.parse_args()
+    figures: dict = {"machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads", "torch": torch.__version__}
+
+    @contextmanager
+    def stage(name: str):
+        start = time.perf_counter()
+        yield
+        figures[name] = {"seconds": round(time.perf_counter() - start, 1), "peak_gb": round(peak_gb(), 2)}
+
+    config = TrainingConfig()
+    dense_geometry = config.phase_geometries(VOCAB_SIZE)[0]
+    tokens = torch.randint(VOCAB_SIZE, (2, config.context_length + 1), generator=torch.Generator().manual_seed(0))
+
+    with stage("build and upcycle"):
+        dense = lively_dense_model(dense_geometry)
+        moe = upcycle_to_moe(dense, config.n_experts, config.top_k, config.router_std)
+    with stage("check dense → MoE"):
+        checks = [check_functional_identity(dense, moe)]
+    figures["parameters"] = [count_parameters(dense).total, count_parameters(moe).total]
+    del dense, moe
+    with stage("build a MoE whose experts differ"):
+        moe = lively_moe_model(dense_geometry)
+    with stage("grow"):
+        large = scale_bilaterally(moe, config.scale_factor, config.extra_layers, config.noise_std)
+    with stage("four checks"):
+        checks += detailed_growth_check(moe, large, tolerance=config.check_tolerance).values()
+    with stage("held-out loss of both"), torch.no_grad():
+        before, after = (next_token_loss(model, tokens)[0].item() for model in (moe, large))
+    count = count_parameters(large)
+    figures["parameters"] += [count.total, count.active]
+    figures["jump"] = after - before
+    figures["all checks passed"] = all(checks)
+
+    print()
+    for name, value in figures.items():
+        print(f"{name:<36}{value}")
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump(figures, file, indent=1, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    main()
