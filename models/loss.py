@@ -8,14 +8,61 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from models.moe import Routing
 from models.transformer import Transformer
 
-# Logits are computed for so many tokens at once: beyond it they are recomputed in the backward
-# pass. It bounds memory, and on MPS a product with 50 k outputs is wrong from 9 × 1024 rows on.
-TOKENS_PER_CHUNK = 4096
+def tokens_per_chunk(device: torch.device, d_model: int) -> int:
+    """Tokens whose logits exist at once.
+
+    On a CPU few enough to stay in reach of the caches, and enough to pay for one pass over the
+    embedding's gradient per chunk (measured at 208 and 832). A GPU wants many rows; on MPS a
+    product with 50 k outputs is wrong from 9 × 1024 rows on.
+    """
+    return max(128, d_model // 2) if device.type == "cpu" else 4096
+
+
+class TiedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of softmax(hidden @ embeddingᵀ), without ever holding all logits.
+
+    Chunk by chunk, it computes loss and gradients together in the forward pass: three matrix
+    products, as many as the plain computation, and no logits kept for the backward pass.
+
+    torch.nn.functional.linear_cross_entropy does the same from torch 2.13 on; there its bf16 loss
+    on a CPU is wrong (9.19 for 10.86) and takes five times as long, so it is not used yet.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_ND: Tensor, embedding_VD: Tensor, target_N: Tensor) -> Tensor:
+        """hidden (N, D) in the compute dtype, embedding (V, D) in its own, target int64 (N,) → scalar."""
+        exact = torch.promote_types(hidden_ND.dtype, torch.float32)
+        weight_VD = embedding_VD.to(hidden_ND.dtype)
+        wants_d_hidden, wants_d_embedding, _ = ctx.needs_input_grad
+        d_hidden_ND = torch.empty_like(hidden_ND) if wants_d_hidden else None
+        d_embedding_VD = torch.zeros_like(embedding_VD) if wants_d_embedding else None
+        total = hidden_ND.new_zeros((), dtype=exact)
+        chunk = tokens_per_chunk(hidden_ND.device, hidden_ND.shape[1])
+        for start in range(0, len(target_N), chunk):
+            rows = slice(start, start + chunk)
+            hidden, target = hidden_ND[rows], target_N[rows, None]
+            log_probability = F.linear(hidden, weight_VD).to(exact).log_softmax(-1)
+            total -= log_probability.gather(1, target).sum()
+            d_logits = log_probability.exp_()
+            d_logits.scatter_add_(1, target, d_logits.new_full(target.shape, -1.0))
+            d_logits = d_logits.to(hidden.dtype)
+            if wants_d_hidden:
+                d_hidden_ND[rows] = d_logits @ weight_VD
+            if wants_d_embedding and hidden.dtype == d_embedding_VD.dtype:
+                d_embedding_VD.addmm_(d_logits.T, hidden)
+            elif wants_d_embedding:
+                d_embedding_VD += d_logits.T @ hidden
+        ctx.save_for_backward(d_hidden_ND, d_embedding_VD)
+        return total
+
+    @staticmethod
+    def backward(ctx, d_total: Tensor):
+        d_hidden_ND, d_embedding_VD = ctx.saved_tensors
+        return tuple(None if d is None else d.mul_(d_total) for d in (d_hidden_ND, d_embedding_VD)) + (None,)
 
 
 def next_token_loss(model: Transformer, tokens_BT: Tensor) -> tuple[Tensor, list[Routing]]:
@@ -27,20 +74,8 @@ def next_token_loss(model: Transformer, tokens_BT: Tensor) -> tuple[Tensor, list
         An fp32 scalar (fp64 for an fp64 model), and the `Routing` of every MoE layer.
     """
     hidden_BTD, routings = model.hidden(tokens_BT[:, :-1])
-    hidden_ND, target_N = hidden_BTD.flatten(0, 1), tokens_BT[:, 1:].flatten()
-
-    def summed_loss(hidden_ND: Tensor, target_N: Tensor) -> Tensor:
-        logits_NV = model.unembed(hidden_ND)
-        exact = torch.promote_types(logits_NV.dtype, torch.float32)
-        return F.cross_entropy(logits_NV.to(exact), target_N, reduction="sum")
-
-    if len(target_N) <= TOKENS_PER_CHUNK:
-        total = summed_loss(hidden_ND, target_N)
-    else:
-        total = sum(
-            checkpoint(summed_loss, hidden, target, use_reentrant=False)
-            for hidden, target in zip(hidden_ND.split(TOKENS_PER_CHUNK), target_N.split(TOKENS_PER_CHUNK))
-        )
+    target_N = tokens_BT[:, 1:].flatten()
+    total = TiedCrossEntropy.apply(hidden_BTD.flatten(0, 1), model.embedding.weight, target_N)
     return total / len(target_N), routings
 
 

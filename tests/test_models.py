@@ -76,19 +76,25 @@ def test_the_future_does_not_reach_the_past():
     assert difference[:, 9:].min() > 1e-3
 
 
-def test_loss_is_the_mean_over_all_tokens_also_in_chunks(monkeypatch):
-    model = lively_dense_model(SMALL)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_loss_and_its_gradients_equal_plain_cross_entropy_also_in_chunks(dtype, monkeypatch):
+    model = lively_dense_model(SMALL).to(dtype)
     batch = tokens(SMALL, batch=3)
-    expected = torch.nn.functional.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
-    gradients = []
+    plain = torch.nn.functional.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+    expected = torch.autograd.grad(plain, list(model.parameters()))
     for chunk in (4096, 7):
-        monkeypatch.setattr(loss_module, "TOKENS_PER_CHUNK", chunk)
-        model.zero_grad()
+        monkeypatch.setattr(loss_module, "tokens_per_chunk", lambda *_, chunk=chunk: chunk)
         loss, _ = next_token_loss(model, batch)
-        loss.backward()
-        torch.testing.assert_close(loss, expected)
-        gradients.append(model.embedding.weight.grad.clone())
-    torch.testing.assert_close(*gradients)
+        assert loss.dtype == dtype
+        torch.testing.assert_close(loss, plain)
+        torch.testing.assert_close(torch.autograd.grad(loss, list(model.parameters())), expected)
+
+
+def test_loss_computes_no_gradient_that_nobody_wants():
+    model = lively_dense_model(SMALL).requires_grad_(False)
+    model.blocks[0].mlp.up.weight.requires_grad_(True)
+    next_token_loss(model, tokens(SMALL))[0].backward()
+    assert model.embedding.weight.grad is None and model.blocks[0].mlp.up.weight.grad.any()
 
 
 def test_compute_dtype_changes_products_and_leaves_weights():

@@ -15,7 +15,7 @@ import torch
 
 from config import ModelConfig, TrainingConfig, UserError
 from models import ParameterCount, count_parameters
-from models.loss import TOKENS_PER_CHUNK
+from models.loss import tokens_per_chunk
 
 GB = 1e9
 PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
@@ -35,17 +35,22 @@ class PhaseMemory:
         return self.weights + self.optimizer + max(self.gradients, self.activations) + PROCESS_BYTES
 
 
-def phase_memory(model: ModelConfig, n_params: int, batch_size: int, compute_dtype: torch.dtype | None) -> PhaseMemory:
+def phase_memory(
+    model: ModelConfig, batch_size: int, device: torch.device, compute_dtype: torch.dtype | None
+) -> PhaseMemory:
     """The memory of training one phase; see `activation_bytes` for its largest uncertainty."""
+    n_params = count_parameters(model).total
     return PhaseMemory(
         weights=4 * n_params,
         optimizer=8 * n_params,
         gradients=4 * n_params,
-        activations=activation_bytes(model, batch_size, compute_dtype) + (2 * n_params if compute_dtype else 0),
+        activations=activation_bytes(model, batch_size, device, compute_dtype) + (2 * n_params if compute_dtype else 0),
     )
 
 
-def activation_bytes(model: ModelConfig, batch_size: int, compute_dtype: torch.dtype | None) -> float:
+def activation_bytes(
+    model: ModelConfig, batch_size: int, device: torch.device, compute_dtype: torch.dtype | None
+) -> float:
     """What the backward pass needs of the forward pass, in bytes.
 
     Per token and layer, in multiples of d_model: two residuals in fp32; in the compute dtype the
@@ -56,8 +61,9 @@ def activation_bytes(model: ModelConfig, batch_size: int, compute_dtype: torch.d
     size = compute_dtype.itemsize if compute_dtype else 4
     mlp = 10 * model.top_k if model.is_moe else 8
     per_layer = tokens * model.d_model * (2 * 4 + (9 + mlp) * size)
-    # Logits, their log-softmax and its gradient.
-    head = 3 * 4 * min(tokens, TOKENS_PER_CHUNK) * model.vocab_size
+    # Logits, their log-softmax and its gradient; the gradient of the tied embedding.
+    chunk = min(tokens, tokens_per_chunk(device, model.d_model))
+    head = (3 * 4 * chunk + 4 * model.d_model) * model.vocab_size
     return model.n_layers * per_layer + head
 
 
@@ -108,16 +114,18 @@ def make_plan(config: TrainingConfig, vocab_size: int, device: torch.device, com
     """Predicts a run's memory, and says what to change where it will not fit."""
     models = config.phase_geometries(vocab_size)
     counts = tuple(count_parameters(model) for model in models)
-    memory = tuple(phase_memory(m, c.total, config.batch_size, compute_dtype) for m, c in zip(models, counts))
+    memory = tuple(phase_memory(model, config.batch_size, device, compute_dtype) for model in models)
     available = available_bytes(device)
     advice = ""
     if max(m.peak for m in memory) > available:
         phase = next(number for number, m in enumerate(memory, 1) if m.peak > available)
-        advice = f"Phase {phase} will not fit. {way_out(config, vocab_size, available, compute_dtype)}"
+        advice = f"Phase {phase} will not fit. {way_out(config, vocab_size, available, device, compute_dtype)}"
     return Plan(models, counts, memory, available, advice)
 
 
-def way_out(config: TrainingConfig, vocab_size: int, available: float, compute_dtype: torch.dtype | None) -> str:
+def way_out(
+    config: TrainingConfig, vocab_size: int, available: float, device: torch.device, compute_dtype: torch.dtype | None
+) -> str:
     """The first of the card's ways out of an out-of-memory that fits, with its number."""
     batches = {"batch_size": max(1, config.batch_size // 2)}
     smaller = {"scale_factor": 1.5, "extra_layers": 2}
@@ -127,7 +135,7 @@ def way_out(config: TrainingConfig, vocab_size: int, available: float, compute_d
         except UserError:  # 1.5 gives no whole number of heads here
             continue
         batch_size = change.get("batch_size", config.batch_size)
-        need = max(phase_memory(m, count_parameters(m).total, batch_size, compute_dtype).peak for m in models)
+        need = max(phase_memory(model, batch_size, device, compute_dtype).peak for model in models)
         if need <= available:
             flags = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in change.items())
             return f"{flags} needs {need / GB:.1f} GB and fits"
