@@ -4,7 +4,8 @@
 At each boundary the new model has to compute what the old one computed, or the run stops.
 `python train_tinystories.py --help` lists every setting; config.py is the page to edit.
 
-Exit codes: 0 done, 2 something given cannot work, 3 a growth check failed, 4 out of memory.
+Exit codes: 0 done, 2 something given cannot work, 3 a growth check failed, 4 out of memory,
+130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,17 +13,15 @@ from __future__ import annotations
 import sys
 import time
 
-import torch
-
 from config import UserError
 from models import build_dense_model
 from training.boundary import GrowthCheckFailed, cross_boundary
 from training.cli import parse_config
 from training.loop import train_phase
-from training.plan import make_plan
+from training.plan import OUT_OF_MEMORY_ADVICE, is_out_of_memory, make_plan
 from training.plot import plot_curves
 from training.report import boundary_summary
-from training.run import start_run
+from training.run import PICTURE_NAME, start_run
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
 
@@ -49,9 +48,9 @@ def train(config, device) -> None:
     seconds = time.perf_counter() - start
     run.history.write("summary", seconds=round(seconds, 1), **run.losses)
     run.history.close()
-    plot_curves(run.history.path, run.folder / "training_curves.png")
+    plot_curves(run.history.path, run.folder / PICTURE_NAME)
     print(boundary_summary(run.losses))
-    print(f"\nDone in {seconds:.0f} s. Models, history and training_curves.png are in {run.folder}/")
+    print(f"\nDone in {seconds:.0f} s. Models, history and {PICTURE_NAME} are in {run.folder}/")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,9 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
     except GrowthCheckFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    except torch.OutOfMemoryError:
-        print("error: out of memory. Lower --batch-size, or grow less: --scale-factor 1.5 --extra-layers 2. "
-              "The models of finished phases are safe", file=sys.stderr)  # fmt: skip
+    except KeyboardInterrupt:
+        print("\nstopped; the models of finished phases are safe", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: {OUT_OF_MEMORY_ADVICE}", file=sys.stderr)
         return 4
 
 

@@ -18,6 +18,10 @@ from models import ParameterCount, count_parameters
 from models.loss import tokens_per_chunk
 
 GB = 1e9
+OUT_OF_MEMORY_ADVICE = (
+    "out of memory. Lower --batch-size (4 in place of 8), or grow less: --scale-factor 1.5 --extra-layers 2. "
+    "--plan shows what each phase needs; the models of finished phases are safe"
+)
 PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
 
 
@@ -95,15 +99,15 @@ class Plan:
     advice: str  # empty where everything fits
 
     def table(self) -> str:
-        lines = [f"{'Phase':<14}{'d_model × layers × heads':<26}{'total':>11}{'active':>11}{'weights':>10}{'optimizer':>11}{'activations':>13}{'peak':>10}"]
+        lines = [f"{'Phase':<14}{'d_model × layers × heads':<26}{'total':>11}{'active':>11}{'weights':>10}{'optimizer':>11}{'gradients':>11}{'activations':>13}{'peak':>10}"]
         names = ("1 Dense", "2 MoE", "3 Large MoE")
         for name, model, count, memory in zip(names, self.models, self.counts, self.memory):
             shape = f"{model.d_model} × {model.n_layers} × {model.n_heads}"
-            sizes = (memory.weights, memory.optimizer, memory.activations, memory.peak)
+            sizes = (memory.weights, memory.optimizer, memory.gradients, memory.activations, memory.peak)
             cells = [f"{size / GB:.2f} GB" for size in sizes]
             lines.append(
                 f"{name:<14}{shape:<26}{count.total / 1e6:>9.2f} M{count.active / 1e6:>9.2f} M"
-                f"{cells[0]:>10}{cells[1]:>11}{cells[2]:>13}{cells[3]:>10}"
+                f"{cells[0]:>10}{cells[1]:>11}{cells[2]:>11}{cells[3]:>13}{cells[4]:>10}"
             )
         need = max(memory.peak for memory in self.memory)
         lines.append(f"Needed at the peak: {need / GB:.1f} GB; this device has {self.available / GB:.1f} GB")
@@ -150,3 +154,9 @@ def require_memory(plan: Plan, ignore: bool) -> None:
             f"{plan.advice}. Needed at the peak: {need / GB:.1f} GB, this device has {plan.available / GB:.1f} GB; "
             f"--plan shows each phase, --ignore-memory-plan tries all the same"
         )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has its own exception; MPS and the CPU's allocator say it in words."""
+    words = ("MPS backend out of memory", "DefaultCPUAllocator")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in words)

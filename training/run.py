@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 import subprocess
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from training.history import History
 from training.plan import Plan, make_plan, require_memory
 
 HISTORY_NAME = "training_history.jsonl"
+PICTURE_NAME = "training_curves.png"
 MODEL_NAMES = {1: "dense_model.pt", 2: "moe_model_final.pt", 3: "large_moe_final.pt"}
 
 
@@ -52,13 +53,17 @@ def start_run(config: TrainingConfig, device: torch.device) -> Run:
         UserError: the folder is taken or not writable, the data cannot be used, the device
             computes wrongly, or the largest phase will not fit in memory.
     """
-    folder = prepare_folder(config)
+    folder = Path(config.checkpoint_dir)
+    earlier_run = find_earlier_run(folder, config.overwrite)
     compute_dtype = choose_precision(device, config)
     data = load_data(config)
     heldout = data.heldout_batches()
     plan = make_plan(config, data.tokenizer.n_vocab, device, compute_dtype)
     print(plan.table())
     require_memory(plan, config.ignore_memory_plan)
+    # Only now, when nothing else can be refused, does an earlier run make room for this one.
+    for path in earlier_run:
+        path.unlink()
     history = History(folder / HISTORY_NAME)
     history.write(
         "run",
@@ -75,22 +80,26 @@ def start_run(config: TrainingConfig, device: torch.device) -> Run:
     return Run(config, device, compute_dtype, data, heldout, plan, folder, history)
 
 
-def prepare_folder(config: TrainingConfig) -> Path:
-    """Creates the checkpoint folder. Raises UserError if it is taken or cannot be written."""
-    folder = Path(config.checkpoint_dir)
+def find_earlier_run(folder: Path, overwrite: bool) -> list[Path]:
+    """Creates the checkpoint folder, and returns the files of a run that it holds already.
+
+    Raises:
+        UserError: there are some and `overwrite` is not set, or the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(f"--checkpoint-dir {folder} is not writable ({error.strerror}); choose another folder") from error
-    taken = [name for name in (HISTORY_NAME, *MODEL_NAMES.values()) if (folder / name).exists()]
-    if taken and not config.overwrite:
-        raise UserError(f"{folder} holds a run already ({', '.join(taken)}); give another --checkpoint-dir, or --overwrite to replace it")
-    for name in taken:
-        os.unlink(folder / name)
-    return folder
+    names = (HISTORY_NAME, *MODEL_NAMES.values(), PICTURE_NAME)
+    taken = [folder / name for name in names if (folder / name).exists()]
+    if taken and not overwrite:
+        raise UserError(
+            f"{folder} holds a run already ({', '.join(path.name for path in taken)}); "
+            f"give another --checkpoint-dir, or --overwrite to replace it"
+        )
+    return taken
 
 
 def git_commit() -> str:

@@ -40,16 +40,15 @@ def hyperclone_weight(
     Args:
         rows, columns: how the two axes grow; None leaves one as it is.
         noise_std: cancelling noise along the columns, relative to the root mean square of the
-            grown weights (their standard deviation, as their mean is about zero).
+            old weights (their standard deviation, as their mean is about zero).
         generator: on the weight's device; needed where `noise_std` is not zero.
     """
+    std = noise_std * weight.norm().item() / math.sqrt(weight.numel())
     if columns is not None:
         weight = columns.read(weight)
     if rows is not None:
         weight = rows.written(weight, dim=-2)
     if columns is not None and noise_std:
-        # Root mean square over the copies; mean-filled columns are zero and do not count.
-        std = noise_std * weight.norm().item() / math.sqrt(weight.numel() * (1 - columns.is_mean.double().mean().item()))
         columns.add_cancelling_noise(weight, std, generator)
     return weight
 
@@ -59,7 +58,7 @@ def scale_bilaterally(
     old_model: Transformer,
     scale_factor: float = 2,
     extra_layers: int = 4,
-    noise_std: float = 0.5,
+    noise_std: float = 1.0,
     seed: int = 0,
 ) -> Transformer:
     """A wider and deeper model that computes what `old_model` computes; the old model is untouched.

@@ -30,7 +30,7 @@ ROPE_HINT = """In scale_bilaterally(), ensure:
 ROUTER_HINT = """In hyperclone_weight() for router:
       w_new = w.repeat(1, scale_factor) / scale_factor  # ← Add division"""
 SYMMETRY_HINT = """Increase noise in config.py, or by --noise-std:
-      noise_std = 0.5  # relative to each weight's standard deviation; it cancels, so it may be large"""
+      noise_std = 1.0  # relative to each weight's standard deviation; it cancels, so it may be large"""
 FUNCTION_HINT = "Read docs/GROWTH_VERIFICATION.md section 4 for detailed debugging"
 
 # Gradients of living clones differ by about as much as they are large, those of locked clones by

@@ -1,0 +1,36 @@
+"""What the documents tell people to type has to work, and what they link to has to exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from training.cli import parse_config
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = sorted(
+    {line.split("  #")[0].strip() for path in DOCUMENTS for line in re.findall(r"^\s*(?:\$ )?(python3? train_tinystories\.py.*)$", path.read_text(encoding="utf-8"), re.M)}
+)
+
+
+def test_the_main_command_is_documented():
+    assert "python train_tinystories.py" in COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_documented_flags_and_values_are_accepted(command, monkeypatch):
+    monkeypatch.setattr("training.cli.pick_device", lambda name: type("Device", (), {"type": "cpu"})())
+    words = shlex.split(command)[2:]
+    if "--help" not in words:
+        parse_config(words, say=lambda line: None)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    targets += re.findall(r"`((?:tests|docs|models|transfer|training|data|benchmarks)/[\w./]+\.(?:py|md|png|tiktoken))`", text)
+    missing = [target for target in targets if not (path.parent / target).exists() and not (ROOT / target).exists()]
+    assert missing == []

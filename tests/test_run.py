@@ -1,0 +1,252 @@
+"""Whole runs of the driver, as a user starts them: what they print, what they leave, how they refuse."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_tinystories
+from config import TrainingConfig
+from models import load_model
+from training import boundary
+from training.history import read_history
+from training.run import MODEL_NAMES
+
+ROOT = Path(train_tinystories.__file__).parent
+SMALL = (
+    "--device cpu --preset tiny --data builtin --d-model 32 --n-heads 2 --n-layers 2 --extra-layers 1 --batch-size 4 "
+    "--context-length 32 --steps-phase1 25 --steps-phase2 12 --steps-phase3 12 --log-every 5 --eval-every 10 "
+    "--eval-batches 2 --sample-tokens 8 --lr-phase1 1e-2"
+).split()
+
+
+def run(folder, token_cache, *flags) -> int:
+    return train_tinystories.main([*SMALL, "--checkpoint-dir", str(folder), "--cache-dir", token_cache, *flags])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, token_cache):
+    """A finished run in a process of its own: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    command = [sys.executable, "train_tinystories.py", *SMALL, "--checkpoint-dir", folder, "--cache-dir", token_cache]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_it_prints_what_the_quick_reference_shows(finished):
+    _, result = finished
+    out = result.stdout
+    assert re.search(r"PHASE 1  —  Dense Model\n  Steps: 25  \|  LR: 0.01  \|  Device: cpu\n", out)
+    assert re.search(r"Total Parameters: +0\.16 M\n  Active Params/tok: +0\.16 M  \(Dense model\)", out)
+    assert re.search(r"Active Params/tok: +0\.\d\d M  \(top-2 of 8 experts\)\n  Inactive Params: +0\.\d\d M  \(12 experts idle\)", out)
+    assert re.search(r"Efficiency: \d\d\.\d% active per forward pass", out)
+    assert re.search(r"^  step    0 \| loss 8\.\d{4} \| \d+\.\d+s$", out, re.M)
+    for name in ("ROPE", "ROUTER", "SYMMETRY", "FUNCTIONAL"):
+        assert f"  {name:<20}: ✓ PASSED\n" in out
+    assert "  ✓ ALL CHECKS PASSED\n  Model is ready for Phase 3 training.\n" in out
+    box = out[out.index("BOUNDARY SUMMARY") :]
+    for label in ("Phase 1 final loss      :", "Phase 2 first loss", "Phase 1→2 jump          :  0.0000  ✅ Small (normal)",
+                  "Phase 2→3 jump          :  0.0000  ✅ TINY (success!)", "Phase 3 total drop"):  # fmt: skip
+        assert label in box
+    assert "\r" not in out and "step/s" not in result.stderr, "no progress bars where nobody watches"
+
+
+def test_it_leaves_three_models_a_history_and_a_picture(finished):
+    folder, _ = finished
+    assert {path.name for path in folder.iterdir()} == {*MODEL_NAMES.values(), "training_history.jsonl", "training_curves.png"}
+    widths = [load_model(folder / name).config.d_model for name in MODEL_NAMES.values()]
+    assert widths == [32, 32, 64]
+    assert load_model(folder / "large_moe_final.pt").config.n_layers == 3
+    assert (folder / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_its_history_says_what_happened(finished):
+    folder, _ = finished
+    rows = read_history(folder / "training_history.jsonl")
+    assert rows[0]["event"] == "run" and rows[-1]["event"] == "summary"
+    assert TrainingConfig(**rows[0]["config"]).d_model == 32
+    steps = [(row["phase"], row["step"]) for row in rows if row["event"] == "step"]
+    assert steps == [(1, i) for i in range(25)] + [(2, i) for i in range(12)] + [(3, i) for i in range(12)]
+    boundaries = [row for row in rows if row["event"] == "boundary"]
+    assert [(row["from_phase"], row["to_phase"]) for row in boundaries] == [(1, 2), (2, 3)]
+    for row in boundaries:
+        assert row["jump"] == row["loss_after"] - row["loss_before"] and abs(row["jump"]) <= 1e-5 and row["same_story"]
+    evals = {phase: [row["loss"] for row in rows if row["event"] == "eval" and row["phase"] == phase] for phase in (1, 2, 3)}
+    assert evals[1][-1] < evals[1][0] < 8.4 and evals[2][-1] < evals[1][-1] and evals[3][-1] < evals[2][-1]
+    assert boundaries[0]["loss_before"] == evals[1][-1] and boundaries[1]["loss_before"] == evals[2][-1]
+    assert [row["check"] for row in rows if row["event"] == "verification"] == ["functional", "rope", "router", "symmetry", "functional"]
+    shares = [row["expert_shares"] for row in rows if "expert_shares" in row]
+    assert all(sum(layer) == pytest.approx(1, abs=1e-3) for step in shares for layer in step)
+    assert [row["story"][: len(row["prompt"])] for row in rows if row["event"] == "sample"] == ["Once upon a time"] * 3
+
+
+def test_the_same_seed_gives_the_same_bits(finished, tmp_path, token_cache):
+    folder, _ = finished
+    assert run(tmp_path, token_cache) == 0
+    for name in MODEL_NAMES.values():
+        first, second = (load_model(each / name).state_dict() for each in (folder, tmp_path))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_failed_check_stops_before_the_next_phase(tmp_path, token_cache, capsys):
+    assert run(tmp_path, token_cache, "--noise-std", "0") == 3
+    error = capsys.readouterr().err
+    assert "growth checks failed before phase 3: symmetry" in error and "moe_model_final.pt is safe" in error
+    assert (tmp_path / "moe_model_final.pt").exists() and not (tmp_path / "large_moe_final.pt").exists()
+    failed = [row["check"] for row in read_history(tmp_path / "training_history.jsonl") if row["event"] == "verification" and not row["passed"]]
+    assert failed == ["symmetry"]
+
+
+def test_ignoring_failed_checks_goes_on(tmp_path, token_cache, capsys):
+    assert run(tmp_path, token_cache, "--noise-std", "0", "--ignore-failed-checks") == 0
+    assert "going on although these failed: symmetry" in capsys.readouterr().out
+    assert (tmp_path / "large_moe_final.pt").exists()
+
+
+def test_a_jump_or_another_story_stops_the_run(tmp_path, token_cache, capsys, monkeypatch):
+    """The boundary's own measurements stand beside the checks: here those see nothing."""
+    def damaged(model, *arguments):
+        moe = train_tinystories_upcycle(model, *arguments)
+        with torch.no_grad():
+            moe.final_norm.weight *= 1.5
+        return moe
+
+    train_tinystories_upcycle = train_tinystories.upcycle_to_moe
+    monkeypatch.setattr(train_tinystories, "upcycle_to_moe", lambda *a, seed: damaged(*a))
+    monkeypatch.setattr(boundary, "run_checks", lambda *_: [])
+    stories = iter([[1], [2]])
+    monkeypatch.setattr(boundary, "continuation", lambda run, model: next(stories))
+    assert run(tmp_path, token_cache) == 3
+    error = capsys.readouterr().err
+    assert "before phase 2: jump (" in error and "story (" in error
+
+
+def test_steps_of_zero_train_nothing_and_still_grow(tmp_path, token_cache):
+    assert run(tmp_path, token_cache, "--steps-phase1", "0", "--steps-phase2", "0", "--steps-phase3", "0", "--noise-std", "1") == 0
+    assert load_model(tmp_path / "large_moe_final.pt").config.d_model == 64
+
+
+BAD_INPUTS = [
+    (["--preset", "huge"], "--preset huge: unknown; the presets are reference, tiny"),
+    (["--steps-phse1", "3"], "unknown flag --steps-phse1; did you mean --steps-phase1?"),
+    (["--batch-size", "many"], "invalid int value: 'many'"),
+    (["--device", "tpu"], "invalid choice: 'tpu'"),
+    (["--d-model", "30", "--n-heads", "4"], "d_model 30 is not divisible by n_heads 4"),
+    (["--d-model", "36", "--n-heads", "4"], "is odd"),
+    (["--top-k", "9"], "top_k is 9, must be between 1 and n_experts 8"),
+    (["--scale-factor", "1.3"], "which is not a whole number; factors that work up to 2: 1.5, 2"),
+    (["--scale-factor", "nan"], "scale_factor is nan"),
+    (["--steps-phase2", "-1"], "steps_phase2 is -1, must be 0 or more"),
+    (["--lr-phase1", "inf"], "lr_phase1 is inf"),
+    (["--data", "no/such/file.txt"], "no/such/file.txt"),
+    (["--data", "{empty}"], "empty"),
+    (["--data", "{latin1}"], "UTF-8"),
+    (["--data", "{short}"], "short.txt"),
+    (["--checkpoint-dir", "{file}/below"], "is not writable"),
+    (["--cache-dir", "{file}/below"], "--cache-dir"),
+]
+
+
+@pytest.mark.parametrize("flags, text", BAD_INPUTS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_bad_input_gets_one_line_and_exit_code_2(flags, text, tmp_path, token_cache, capsys):
+    files = {"empty": b"", "latin1": "caf\xe9".encode("latin-1"), "short": b"A dog.<|endoftext|>A cat.", "file": b"x"}
+    paths = {}
+    for name, content in files.items():
+        paths[name] = tmp_path / f"{name}.txt"
+        paths[name].write_bytes(content)
+    flags = [flag.format(**paths) for flag in flags]
+    assert run(tmp_path / "out", token_cache, "--tokenizer", "builtin", *flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and text in error
+    assert not list((tmp_path / "out").glob("*.jsonl"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_device_that_is_not_there(tmp_path, token_cache, capsys):
+    assert run(tmp_path, token_cache, "--device", "cuda") == 2
+    assert "has no cuda; available: " in capsys.readouterr().err
+
+
+def test_too_large_for_memory_is_found_before_training(tmp_path, token_cache, capsys):
+    assert run(tmp_path, token_cache, "--d-model", "16384") == 2
+    assert "will not fit" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_run_is_refused_and_survives_bad_input(finished, token_cache, capsys, tmp_path):
+    folder, _ = finished
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert run(folder, token_cache) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert run(folder, token_cache, "--overwrite", "--data", "no/such/file.txt") == 2
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_overwriting_replaces_an_earlier_run(tmp_path, token_cache):
+    (tmp_path / "large_moe_final.pt").write_bytes(b"old")
+    quick = ["--overwrite", "--steps-phase1", "1", "--steps-phase2", "1", "--steps-phase3", "1", "--sample-tokens", "0"]
+    assert run(tmp_path, token_cache, *quick) == 0
+    assert load_model(tmp_path / "large_moe_final.pt").config.d_model == 64
+
+
+def test_a_loss_that_is_no_number_stops_with_advice(tmp_path, token_cache, capsys):
+    assert run(tmp_path, token_cache, "--lr-phase1", "1e30", "--grad-clip", "1e30") == 2
+    assert re.search(r"phase 1, step \d+: loss .*--lr-phase1 5e\+29", capsys.readouterr().err)
+
+
+def test_out_of_memory_names_the_ways_out(tmp_path, token_cache, capsys, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train_tinystories, "train_phase", full)
+    assert run(tmp_path, token_cache) == 4
+    assert "--scale-factor 1.5 --extra-layers 2" in capsys.readouterr().err
+
+
+def test_plan_and_help_train_nothing(tmp_path, capsys):
+    assert train_tinystories.main(["--plan", "--preset", "reference", "--checkpoint-dir", str(tmp_path / "none")]) == 0
+    assert "2155.79 M" in capsys.readouterr().out and not (tmp_path / "none").exists()
+    with pytest.raises(SystemExit) as stop:
+        train_tinystories.main(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for item in dataclasses.fields(TrainingConfig):
+        assert "--" + item.name.replace("_", "-") in text
+
+
+def test_a_line_says_which_preset_was_chosen_and_why(capsys):
+    assert train_tinystories.main(["--plan", "--device", "cpu"]) == 0
+    assert "Preset tiny, because the device is cpu; --preset reference chooses the other" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "code", ["from config import TrainingConfig; print(TrainingConfig())", "from transfer.simple_growth import scale_bilaterally; print('OK')"]
+)
+def test_verification_commands_of_the_card(code):
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and ("steps_phase1=100" in result.stdout or result.stdout == "OK\n")
+
+
+def test_growth_checks_script_prints_what_the_quick_start_shows():
+    result = subprocess.run([sys.executable, "test_growth_checks.py"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0
+    rule = "=" * 70
+    for text in (
+        f"{rule}\n  TEST 1: Dense → MoE Transition\n{rule}\n",
+        "  ✓ PASSED — functional equivalence confirmed\n",
+        f"{rule}\n  TEST 2: Bilateral Growth Verification\n{rule}\n",
+        "  ✓ ALL CHECKS PASSED\n  Model is ready for Phase 3 training.\n",
+        "✓ Dense → MoE transition test completed!\n✓ Bilateral growth test completed!\n",
+    ):
+        assert text in result.stdout
+
+
+def test_history_rows_are_plain_json(finished):
+    folder, _ = finished
+    for line in (folder / "training_history.jsonl").read_text().splitlines():
+        assert isinstance(json.loads(line)["event"], str)
