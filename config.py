@@ -145,7 +145,7 @@ class TrainingConfig:
 
     scale_factor: float = setting(2.0, "Growth", "width factor of phase 3: 2 doubles d_model and heads, 1.5 is the way out of an out-of-memory, 1 leaves the width")
     extra_layers: int = setting(4, "Growth", "identity blocks that phase 3 inserts, spread evenly; 0 leaves the depth")
-    noise_std: float = setting(1.0, "Growth", "symmetry-breaking noise, as a share of each weight's own standard deviation. It cancels, so its size costs no exactness; 0 would keep clones equal for ever")
+    noise_std: float = setting(1.0, "Growth", "symmetry-breaking noise, as a share of each grown weight's own standard deviation. It cancels, so its size costs no exactness; 0 would keep clones equal for ever")
     router_std: float = setting(0.02, "Growth", "standard deviation of the new routers; 0 would send every token to the same experts")
     check_tolerance: float = setting(1e-4, "Growth", "largest relative drift that the growth checks accept")
     ignore_failed_checks: bool = setting(False, "Growth", "go on after a failed growth check (otherwise the run stops with exit code 3)")

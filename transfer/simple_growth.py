@@ -40,15 +40,16 @@ def hyperclone_weight(
     Args:
         rows, columns: how the two axes grow; None leaves one as it is.
         noise_std: cancelling noise along the columns, relative to the root mean square of the
-            old weights (their standard deviation, as their mean is about zero).
+            grown weights (their standard deviation, as their mean is about zero).
         generator: on the weight's device; needed where `noise_std` is not zero.
     """
-    std = noise_std * weight.norm().item() / math.sqrt(weight.numel())
     if columns is not None:
         weight = columns.read(weight)
     if rows is not None:
         weight = rows.written(weight, dim=-2)
     if columns is not None and noise_std:
+        # Root mean square over the copies; mean-filled columns are zero and do not count.
+        std = noise_std * weight.norm().item() / math.sqrt(weight.numel() * (1 - columns.is_mean.double().mean().item()))
         columns.add_cancelling_noise(weight, std, generator)
     return weight
 
@@ -66,7 +67,7 @@ def scale_bilaterally(
     Args:
         scale_factor: any factor of at least 1 that gives a whole number of heads.
         extra_layers: identity blocks, spread evenly among the old ones.
-        noise_std: symmetry-breaking noise, relative to each weight's own standard deviation.
+        noise_std: symmetry-breaking noise, relative to each grown weight's standard deviation.
         seed: of noise and new blocks. Each parameter draws from its own stream, so the result
             does not depend on the order in which parameters are grown.
     Raises:
