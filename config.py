@@ -152,7 +152,7 @@ class TrainingConfig:
 
     data: str = setting("auto", "Data", "auto: TinyStories from the hub, else the built-in stories; tinystories; builtin; or a PATH to .txt with <|endoftext|> between stories, or .jsonl / .parquet with a text column")
     valid_data: str = setting("", "Data", "held-out stories for --data PATH; without it one story in twenty is held out")
-    tokenizer: str = setting("auto", "Data", "auto: builtin for the built-in stories, else gpt2 where it can be had", ("auto", "gpt2", "builtin"))
+    tokenizer: str = setting("auto", "Data", "gpt2 (50,257 ids) or our own (4,097); auto: builtin for the built-in stories, else gpt2 where it can be had", ("auto", "gpt2", "builtin"))
     cache_dir: str = setting("data/cache", "Data", "folder for tokenised stories")
 
     lr_phase1: float = setting(6e-4, "Optimizer (loss spike: halve the learning rate of that phase)", "peak learning rate of phase 1")
@@ -227,6 +227,8 @@ PRESETS = {
     "tiny": TrainingConfig(
         preset="tiny",
         precision="fp32",
+        # 50 k gpt2 ids would cost ten times what the rest of so small a model does.
+        tokenizer="builtin",
         batch_size=8,
         context_length=128,
         steps_phase1=200,

@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config, device, plan_only = parse_config(arguments)
         if plan_only:
-            vocab_size = 4_097 if config.data == "builtin" or config.tokenizer == "builtin" else 50_257
+            is_gpt2 = config.tokenizer == "gpt2" or (config.tokenizer == "auto" and config.data != "builtin")
+            vocab_size = 50_257 if is_gpt2 else 4_097
             print(make_plan(config, vocab_size, device, None).table())
             return 0
         train(config, device)

@@ -110,7 +110,7 @@ class Plan:
                 f"{cells[0]:>10}{cells[1]:>11}{cells[2]:>11}{cells[3]:>13}{cells[4]:>10}"
             )
         need = max(memory.peak for memory in self.memory)
-        lines.append(f"Needed at the peak: {need / GB:.1f} GB; this device has {self.available / GB:.1f} GB")
+        lines.append(f"Vocabulary: {self.models[0].vocab_size:,}. Needed at the peak: {need / GB:.1f} GB; this device has {self.available / GB:.1f} GB")
         return "\n".join(lines + ([self.advice] if self.advice else []))
 
 

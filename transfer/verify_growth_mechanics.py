@@ -102,7 +102,7 @@ def check_router_scaling(
             new_logits = new_model.blocks[index].mlp.router(maps.residual.normalised(x_BTD))
             drift = max(drift, _drift(new_logits, old_logits))
             chosen = [logits.topk(old_model.config.top_k).indices.sort().values for logits in (old_logits, new_logits)]
-            kept.append((chosen[0] == chosen[1]).all(-1).double().mean().item())
+            kept.append((chosen[0] == chosen[1]).all(-1).float().mean().item())
             shares.append(torch.bincount(chosen[1].flatten(), minlength=old_model.config.n_experts) / chosen[1].numel())
     share = torch.stack(shares)
     figures = {"logit_drift": drift, "tokens_keeping_experts": min(kept), "smallest_expert_share": share.min().item(), "largest_expert_share": share.max().item()}
