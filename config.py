@@ -56,9 +56,7 @@ class ModelConfig:
         if self.n_experts < 0:
             problems.append(f"n_experts is {self.n_experts}, must be 0 (dense) or more")
         if self.n_experts and not 1 <= self.top_k <= self.n_experts:
-            problems.append(
-                f"top_k is {self.top_k}, must be between 1 and n_experts {self.n_experts}"
-            )
+            problems.append(f"top_k is {self.top_k}, must be between 1 and n_experts {self.n_experts}")
         if problems:
             raise UserError("; ".join(problems))
 
@@ -91,7 +89,9 @@ class ModelConfig:
             raise UserError(f"extra_layers is {extra_layers}, must be 0 or more: growth never removes layers")
         n_heads = Fraction(scale_factor).limit_denominator(1000) * self.n_heads
         if n_heads.denominator != 1:
-            whole = [f"{Fraction(h, self.n_heads).__float__():g}" for h in range(self.n_heads + 1, 2 * self.n_heads + 1)]
+            whole = [
+                f"{Fraction(h, self.n_heads).__float__():g}" for h in range(self.n_heads + 1, 2 * self.n_heads + 1)
+            ]
             raise UserError(
                 f"scale_factor {scale_factor:g} turns {self.n_heads} heads into {float(n_heads):g}, "
                 f"which is not a whole number; factors that work up to 2: {', '.join(whole)}"
@@ -110,6 +110,15 @@ class ModelConfig:
         )
 
 
+RUN = "Run"
+SIZE = "Size and time (out of memory: lower batch_size first)"
+MODEL = "Model"
+GROWTH = "Growth"
+DATA = "Data"
+OPTIMIZER = "Optimizer (loss spike: halve the learning rate of that phase)"
+REPORTING = "Reporting"
+
+
 def setting(default, group: str, text: str, choices: tuple | None = None):
     """A field of `TrainingConfig` with the help text of its flag."""
     return field(default=default, metadata={"group": group, "help": text, "choices": choices})
@@ -123,52 +132,99 @@ class TrainingConfig:
         UserError: from `validate`, naming every problem at once.
     """
 
-    preset: str = setting("reference", "Run", "which preset the other defaults come from; without it: reference on CUDA and MPS, tiny on a CPU")
-    checkpoint_dir: str = setting("checkpoints", "Run", "folder for the three models, the history and the plot")
-    overwrite: bool = setting(False, "Run", "replace the run that checkpoint_dir holds already; without it such a folder is refused")
-    device: str = setting("auto", "Run", "where to train; auto takes cuda, then mps, then cpu", ("auto", "cuda", "mps", "cpu"))
-    precision: str = setting("auto", "Run", "arithmetic of the matrix products; auto times bf16 against fp32 and takes the faster if it agrees. Weights, norms, router and loss stay fp32", ("auto", "fp32", "bf16"))
-    seed: int = setting(0, "Run", "weights, batch order and growth noise all follow from it")
+    # Run
+    preset: str = setting(
+        "reference",
+        RUN,
+        "which preset the other defaults come from; without it: reference on CUDA and MPS, tiny on a CPU",
+    )
+    checkpoint_dir: str = setting("checkpoints", RUN, "folder for the three models, the history and the plot")
+    overwrite: bool = setting(
+        False, RUN, "replace the run that checkpoint_dir holds already; without it such a folder is refused"
+    )
+    device: str = setting(
+        "auto", RUN, "where to train; auto takes cuda, then mps, then cpu", choices=("auto", "cuda", "mps", "cpu")
+    )
+    precision: str = setting(
+        "auto",
+        RUN,
+        "arithmetic of the matrix products; auto times bf16 against fp32 and takes the faster if it agrees. "
+        "Weights, norms, router and loss stay fp32",
+        choices=("auto", "fp32", "bf16"),
+    )
+    seed: int = setting(0, RUN, "weights, batch order and growth noise all follow from it")
 
-    batch_size: int = setting(8, "Size and time (out of memory: lower batch_size first)", "sequences per step")
-    context_length: int = setting(256, "Size and time (out of memory: lower batch_size first)", "tokens per sequence")
-    steps_phase1: int = setting(100, "Size and time (out of memory: lower batch_size first)", "steps of phase 1, the dense model")
-    steps_phase2: int = setting(100, "Size and time (out of memory: lower batch_size first)", "steps of phase 2, the mixture of experts")
-    steps_phase3: int = setting(100, "Size and time (out of memory: lower batch_size first)", "steps of phase 3, the grown mixture of experts")
-    ignore_memory_plan: bool = setting(False, "Size and time (out of memory: lower batch_size first)", "train although the memory plan says that it will not fit")
+    # Size and time
+    batch_size: int = setting(8, SIZE, "sequences per step")
+    context_length: int = setting(256, SIZE, "tokens per sequence")
+    steps_phase1: int = setting(100, SIZE, "steps of phase 1, the dense model")
+    steps_phase2: int = setting(100, SIZE, "steps of phase 2, the mixture of experts")
+    steps_phase3: int = setting(100, SIZE, "steps of phase 3, the grown mixture of experts")
+    ignore_memory_plan: bool = setting(False, SIZE, "train although the memory plan says that it will not fit")
 
-    d_model: int = setting(832, "Model", "width of the dense model; a multiple of n_heads")
-    n_layers: int = setting(7, "Model", "blocks of the dense model")
-    n_heads: int = setting(8, "Model", "attention heads of the dense model; d_model / n_heads has to be even")
-    n_experts: int = setting(8, "Model", "experts per layer from phase 2 on")
-    top_k: int = setting(2, "Model", "experts that each token uses")
+    # Model
+    d_model: int = setting(832, MODEL, "width of the dense model; a multiple of n_heads")
+    n_layers: int = setting(7, MODEL, "blocks of the dense model")
+    n_heads: int = setting(8, MODEL, "attention heads of the dense model; d_model / n_heads has to be even")
+    n_experts: int = setting(8, MODEL, "experts per layer from phase 2 on")
+    top_k: int = setting(2, MODEL, "experts that each token uses")
 
-    scale_factor: float = setting(2.0, "Growth", "width factor of phase 3: 2 doubles d_model and heads, 1.5 is the way out of an out-of-memory, 1 leaves the width")
-    extra_layers: int = setting(4, "Growth", "identity blocks that phase 3 inserts, spread evenly; 0 leaves the depth")
-    noise_std: float = setting(1.0, "Growth", "symmetry-breaking noise, as a share of each grown weight's own standard deviation. It cancels, so its size costs no exactness; 0 would keep clones equal for ever")
-    router_std: float = setting(0.02, "Growth", "standard deviation of the new routers; 0 would send every token to the same experts")
-    check_tolerance: float = setting(1e-4, "Growth", "largest relative drift that the growth checks accept")
-    ignore_failed_checks: bool = setting(False, "Growth", "go on after a failed growth check (otherwise the run stops with exit code 3)")
+    # Growth
+    scale_factor: float = setting(
+        2.0,
+        GROWTH,
+        "width factor of phase 3: 2 doubles d_model and heads, 1.5 is the way out of an out-of-memory, "
+        "1 leaves the width",
+    )
+    extra_layers: int = setting(4, GROWTH, "identity blocks that phase 3 inserts, spread evenly; 0 leaves the depth")
+    noise_std: float = setting(
+        1.0,
+        GROWTH,
+        "symmetry-breaking noise, as a share of each grown weight's own standard deviation. It cancels, so its size "
+        "costs no exactness; 0 would keep clones equal for ever",
+    )
+    router_std: float = setting(
+        0.02, GROWTH, "standard deviation of the new routers; 0 would send every token to the same experts"
+    )
+    check_tolerance: float = setting(1e-4, GROWTH, "largest relative drift that the growth checks accept")
+    ignore_failed_checks: bool = setting(
+        False, GROWTH, "go on after a failed growth check (otherwise the run stops with exit code 3)"
+    )
 
-    data: str = setting("auto", "Data", "auto: TinyStories from the hub, else the built-in stories; tinystories; builtin; or a PATH to .txt with <|endoftext|> between stories, or .jsonl / .parquet with a text column")
-    valid_data: str = setting("", "Data", "held-out stories for --data PATH; without it one story in twenty is held out")
-    tokenizer: str = setting("auto", "Data", "gpt2 (50,257 ids) or our own (4,097); auto: builtin for the built-in stories, else gpt2 where it can be had", ("auto", "gpt2", "builtin"))
-    cache_dir: str = setting("data/cache", "Data", "folder for tokenised stories")
+    # Data
+    data: str = setting(
+        "auto",
+        DATA,
+        "auto: TinyStories from the hub, else the built-in stories; tinystories; builtin; or a PATH to .txt with "
+        "<|endoftext|> between stories, or .jsonl / .parquet with a text column",
+    )
+    valid_data: str = setting("", DATA, "held-out stories for --data PATH; without it one story in twenty is held out")
+    tokenizer: str = setting(
+        "auto",
+        DATA,
+        "gpt2 (50,257 ids) or our own (4,097); auto: builtin for the built-in stories, else gpt2 where it can be had",
+        choices=("auto", "gpt2", "builtin"),
+    )
+    cache_dir: str = setting("data/cache", DATA, "folder for tokenised stories")
 
-    lr_phase1: float = setting(6e-4, "Optimizer (loss spike: halve the learning rate of that phase)", "peak learning rate of phase 1")
-    lr_phase2: float = setting(3e-4, "Optimizer (loss spike: halve the learning rate of that phase)", "peak learning rate of phase 2")
-    lr_phase3: float = setting(3e-4, "Optimizer (loss spike: halve the learning rate of that phase)", "peak learning rate of phase 3")
-    warmup_steps: int = setting(10, "Optimizer (loss spike: halve the learning rate of that phase)", "steps of linear warm-up at the start of each phase")
-    final_lr_share: float = setting(0.1, "Optimizer (loss spike: halve the learning rate of that phase)", "where the cosine decay of each phase ends, as a share of its peak")
-    weight_decay: float = setting(0.1, "Optimizer (loss spike: halve the learning rate of that phase)", "AdamW's decay of matrices; biases, norms and routers have none")
-    grad_clip: float = setting(1.0, "Optimizer (loss spike: halve the learning rate of that phase)", "largest norm of the whole gradient")
-    balance_weight: float = setting(0.01, "Optimizer (loss spike: halve the learning rate of that phase)", "weight of the load-balancing loss")
-    z_weight: float = setting(1e-3, "Optimizer (loss spike: halve the learning rate of that phase)", "weight of the router's z-loss")
+    # Optimizer
+    lr_phase1: float = setting(6e-4, OPTIMIZER, "peak learning rate of phase 1")
+    lr_phase2: float = setting(3e-4, OPTIMIZER, "peak learning rate of phase 2")
+    lr_phase3: float = setting(3e-4, OPTIMIZER, "peak learning rate of phase 3")
+    warmup_steps: int = setting(10, OPTIMIZER, "steps of linear warm-up at the start of each phase")
+    final_lr_share: float = setting(0.1, OPTIMIZER, "where the cosine decay of each phase ends, as a share of its peak")
+    weight_decay: float = setting(0.1, OPTIMIZER, "AdamW's decay of matrices; biases, norms and routers have none")
+    grad_clip: float = setting(1.0, OPTIMIZER, "largest norm of the whole gradient")
+    balance_weight: float = setting(0.01, OPTIMIZER, "weight of the load-balancing loss")
+    z_weight: float = setting(1e-3, OPTIMIZER, "weight of the router's z-loss")
 
-    log_every: int = setting(10, "Reporting", "steps between two printed lines; every step is in the history")
-    eval_every: int = setting(50, "Reporting", "steps between two held-out losses")
-    eval_batches: int = setting(4, "Reporting", "held-out batches per measurement, the same ones every time")
-    sample_tokens: int = setting(48, "Reporting", "length of the story printed after each phase, in tokens; 0 prints none")
+    # Reporting
+    log_every: int = setting(10, REPORTING, "steps between two printed lines; every step is in the history")
+    eval_every: int = setting(50, REPORTING, "steps between two held-out losses")
+    eval_batches: int = setting(4, REPORTING, "held-out batches per measurement, the same ones every time")
+    sample_tokens: int = setting(
+        48, REPORTING, "length of the story printed after each phase, in tokens; 0 prints none"
+    )
 
     def validate(self) -> None:
         """Raises UserError naming every field that cannot work."""
@@ -205,9 +261,7 @@ class TrainingConfig:
 
     def phase_geometries(self, vocab_size: int) -> tuple[ModelConfig, ModelConfig, ModelConfig]:
         """The models of the three phases."""
-        dense = ModelConfig(
-            vocab_size, self.d_model, self.n_layers, self.n_heads, context_length=self.context_length
-        )
+        dense = ModelConfig(vocab_size, self.d_model, self.n_layers, self.n_heads, context_length=self.context_length)
         moe = dense.upcycled(self.n_experts, self.top_k)
         return dense, moe, moe.grown(self.scale_factor, self.extra_layers)
 

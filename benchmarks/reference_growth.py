@@ -20,7 +20,7 @@ import torch
 
 from config import TrainingConfig
 from models import count_parameters, next_token_loss
-from test_growth_checks import lively_moe_model, lively_dense_model
+from test_growth_checks import lively_dense_model, lively_moe_model
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
 from transfer.verify_growth_mechanics import check_functional_identity, detailed_growth_check
@@ -38,7 +38,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()
-    figures: dict = {"machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads", "torch": torch.__version__}
+    figures: dict = {
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+    }
 
     @contextmanager
     def stage(name: str):

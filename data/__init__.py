@@ -1,10 +1,10 @@
 """Stories as batches of tokens: `load_data(config)` is the way in.
 
-    sources, hub     where stories come from
-    cleaning         mojibake and empty stories
-    tokenizer        text to token ids
-    token_cache      tokenised once, memory-mapped, verified
-    batches          which tokens step number n sees
+sources, hub     where stories come from
+cleaning         mojibake and empty stories
+tokenizer        text to token ids
+token_cache      tokenised once, memory-mapped, verified
+batches          which tokens step number n sees
 """
 
 from __future__ import annotations
@@ -107,9 +107,7 @@ def _builtin(config: TrainingConfig, say) -> StoryData:
 
 def _local_files(config: TrainingConfig, say) -> StoryData:
     if not Path(config.data).expanduser().exists():
-        raise UserError(
-            f"data is {config.data!r}, which is neither one of {', '.join(KEYWORDS)} nor an existing file"
-        )
+        raise UserError(f"data is {config.data!r}, which is neither one of {', '.join(KEYWORDS)} nor an existing file")
     source = file_source(config.data, config.valid_data)
     name = "gpt2" if config.tokenizer == "auto" else config.tokenizer
     try:
@@ -151,7 +149,9 @@ def _tinystories(config: TrainingConfig, say) -> StoryData:
         if tokens is None:
             raise
         # Real stories, some of them read again, serve the user better than the built-in ones.
-        say(f"TinyStories could not be reached ({error}): going on with the {len(tokens.train):,} tokens fetched before.")
+        say(
+            f"TinyStories could not be reached ({error}): going on with the {len(tokens.train):,} tokens fetched before."
+        )
     return _story_data(config, source, name, encoding, tokens, need, say)
 
 

@@ -34,9 +34,7 @@ def _windows(tokens: np.ndarray, starts, context_length: int) -> torch.LongTenso
     return torch.from_numpy(windows.astype(np.int64))
 
 
-def train_batch(
-    tokens: np.ndarray, seed: int, step: int, batch_size: int, context_length: int
-) -> torch.LongTensor:
+def train_batch(tokens: np.ndarray, seed: int, step: int, batch_size: int, context_length: int) -> torch.LongTensor:
     """Batch number `step`: int64 (batch_size, context_length + 1), on the CPU.
 
     A pure function of its arguments. Within an epoch every window is drawn once, in an
@@ -58,9 +56,7 @@ def train_batch(
     return _windows(tokens, starts, context_length)
 
 
-def heldout_batches(
-    tokens: np.ndarray, n_batches: int, batch_size: int, context_length: int
-) -> list[torch.LongTensor]:
+def heldout_batches(tokens: np.ndarray, n_batches: int, batch_size: int, context_length: int) -> list[torch.LongTensor]:
     """Up to `n_batches` of int64 (batch_size, context_length + 1), spread evenly over `tokens`.
 
     The windows do not overlap and do not depend on any seed. Where `tokens` is too short

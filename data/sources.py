@@ -172,7 +172,9 @@ def _read_jsonl(path: Path) -> Iterator[str]:
             if not isinstance(record, dict):
                 raise UserError(f'{path} line {number} is not a JSON object; write {{"text": "..."}} on every line')
             if "text" not in record:
-                raise UserError(f"{path} line {number} has no column text; its columns are {', '.join(record) or 'none'}")
+                raise UserError(
+                    f"{path} line {number} has no column text; its columns are {', '.join(record) or 'none'}"
+                )
             if not isinstance(record["text"], str):
                 raise UserError(f"{path} line {number}: text is {json.dumps(record['text'])[:40]}, must be a string")
             yield record["text"]

@@ -277,9 +277,7 @@ def _tokenise(
     return counts, len(overlap_hashes)
 
 
-def _cleaned_and_encoded(
-    stories: Iterable[str], encoding: tiktoken.Encoding
-) -> Iterator[tuple[str, bool, list[int]]]:
+def _cleaned_and_encoded(stories: Iterable[str], encoding: tiktoken.Encoding) -> Iterator[tuple[str, bool, list[int]]]:
     """(cleaned story, whether it was repaired, its ids), encoded in threads chunk by chunk."""
     chunk: list[tuple[str, bool]] = []
     n_characters = 0

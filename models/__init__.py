@@ -11,6 +11,21 @@ from models.moe import MoE, Routing
 from models.parameters import ParameterCount, count_parameters
 from models.transformer import Transformer, exact_arithmetic
 
+__all__ = [
+    "MoE",
+    "ParameterCount",
+    "Routing",
+    "Transformer",
+    "build_dense_model",
+    "build_moe_model",
+    "count_parameters",
+    "exact_arithmetic",
+    "load_model",
+    "next_token_loss",
+    "router_loss",
+    "save_model",
+]
+
 
 def build_dense_model(config: ModelConfig, seed: int = 0) -> Transformer:
     """A freshly initialised dense model, fp32, on the CPU.

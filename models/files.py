@@ -35,7 +35,9 @@ def save_model(model: Transformer, path: str | Path) -> None:
     except (OSError, RuntimeError) as error:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
-        raise UserError(f"could not write the model {path}: {error}; free some space or choose another folder") from error
+        raise UserError(
+            f"could not write the model {path}: {error}; free some space or choose another folder"
+        ) from error
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Transformer:

@@ -12,6 +12,7 @@ from torch import Tensor
 from models.moe import Routing
 from models.transformer import Transformer
 
+
 def tokens_per_chunk(device: torch.device, d_model: int) -> int:
     """Tokens whose logits exist at once.
 

@@ -45,7 +45,14 @@ def test_seeds_differ():
 
 def test_order_is_the_same_on_every_machine():
     # Written down once: a change here changes every resumed run.
-    assert train_batch(TOKENS, seed=3, step=20, batch_size=6, context_length=10)[:, 0].tolist() == [908, 808, 538, 38, 378, 928]
+    assert train_batch(TOKENS, seed=3, step=20, batch_size=6, context_length=10)[:, 0].tolist() == [
+        908,
+        808,
+        538,
+        38,
+        378,
+        928,
+    ]
 
 
 def test_batches_do_not_depend_on_how_samples_are_grouped():

@@ -39,7 +39,20 @@ def test_training_has_20_000_distinct_stories_and_none_of_the_held_out_ones(spli
 def test_both_splits_tell_every_kind_of_story(split):
     train, valid = split
     # The words that give each plot away; a stride in step with the plots would miss some.
-    telltales = ("map", "race", "storm", "seed", "promise", "birthday", "dark", "rain", "lost", "baby", "mistake", "mend")
+    telltales = (
+        "map",
+        "race",
+        "storm",
+        "seed",
+        "promise",
+        "birthday",
+        "dark",
+        "rain",
+        "lost",
+        "baby",
+        "mistake",
+        "mend",
+    )
     for part in (train[:2_000], valid):
         for telltale in telltales:
             assert sum(telltale in story for story in part) > 10, telltale

@@ -38,8 +38,14 @@ def no_network(monkeypatch):
 @pytest.fixture
 def config(tmp_path):
     return TrainingConfig(
-        batch_size=2, context_length=16, steps_phase1=4, steps_phase2=0, steps_phase3=0, eval_batches=2,
-        tokenizer="builtin", cache_dir=str(tmp_path / "cache"),
+        batch_size=2,
+        context_length=16,
+        steps_phase1=4,
+        steps_phase2=0,
+        steps_phase3=0,
+        eval_batches=2,
+        tokenizer="builtin",
+        cache_dir=str(tmp_path / "cache"),
     )
 
 
@@ -54,7 +60,9 @@ def write_jsonl(path, stories):
 
 
 def write_parquet(path, stories, column="text"):
-    pyarrow.parquet.write_table(pyarrow.table({column: stories, "n": list(range(len(stories)))}), path, row_group_size=64)
+    pyarrow.parquet.write_table(
+        pyarrow.table({column: stories, "n": list(range(len(stories)))}), path, row_group_size=64
+    )
     return str(path)
 
 
@@ -98,26 +106,42 @@ class FakeHub:
 # cleaning
 
 
-@pytest.mark.parametrize("broken, good", [
-    ("â€œHi,â€\x9d said Tom.", "“Hi,” said Tom."),
-    ("It was Timâ€™s ball â€“ a red oneâ€¦", "It was Tim’s ball – a red one…"),
-    ("cafÃ©, Â£5, naÃ¯ve, Ã\xa0", "café, £5, naïve, à"),
-    ("\u00e2\x80\x9cHi\u00e2\x80\x9d", "“Hi”"),
-    ("a smile ðŸ˜€", "a smile 😀"),
-    ("â™¥ and â„¢", "♥ and ™"),
-    ("â€œgoodâ€\x9d and “fine” in a café", "“good” and “fine” in a café"),
-    ("Timâ€™s 中 ball", "Tim’s 中 ball"),
-])
+@pytest.mark.parametrize(
+    "broken, good",
+    [
+        ("â€œHi,â€\x9d said Tom.", "“Hi,” said Tom."),
+        ("It was Timâ€™s ball â€“ a red oneâ€¦", "It was Tim’s ball – a red one…"),
+        ("cafÃ©, Â£5, naÃ¯ve, Ã\xa0", "café, £5, naïve, à"),
+        ("\u00e2\x80\x9cHi\u00e2\x80\x9d", "“Hi”"),
+        ("a smile ðŸ˜€", "a smile 😀"),
+        ("â™¥ and â„¢", "♥ and ™"),
+        ("â€œgoodâ€\x9d and “fine” in a café", "“good” and “fine” in a café"),
+        ("Timâ€™s 中 ball", "Tim’s 中 ball"),
+    ],
+)
 def test_mojibake_is_repaired(broken, good):
     assert clean_story(broken) == (good, True)
     assert clean_story(good) == (good, False)
 
 
-@pytest.mark.parametrize("text", [
-    "café", "“quotes”", "“I want a café…”", "été…»", "“crème brûlée”",
-    "\u201cIRM\u00c3\u201d", "IRM\u00c3\u2026", "\u00abMA\u00c7\u00c3\u00bb",
-    "â", "Â", "â€", "ðŸ", "ï»",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "café",
+        "“quotes”",
+        "“I want a café…”",
+        "été…»",
+        "“crème brûlée”",
+        "\u201cIRM\u00c3\u201d",
+        "IRM\u00c3\u2026",
+        "\u00abMA\u00c7\u00c3\u00bb",
+        "â",
+        "Â",
+        "â€",
+        "ðŸ",
+        "ï»",
+    ],
+)
 def test_good_text_stays(text):
     assert clean_story(text) == (text, False)
 
@@ -189,7 +213,9 @@ def test_counts_are_printed(config, tmp_path):
 
 def test_bytes_per_token(config, tmp_path):
     valid = [story + " “é”" for story in HELD_OUT]
-    found, _ = load(config, data=write_text(tmp_path / "t.txt", STORIES), valid_data=write_text(tmp_path / "v.txt", valid))
+    found, _ = load(
+        config, data=write_text(tmp_path / "t.txt", STORIES), valid_data=write_text(tmp_path / "v.txt", valid)
+    )
     n_bytes = sum(len(story.encode()) for story in valid)
     assert found.bytes_per_token == pytest.approx(n_bytes / len(found.valid))
     assert (found.valid == found.end_of_text).sum() == 60
@@ -227,25 +253,43 @@ def file_with(content: bytes, name="stories.txt"):
     return lambda folder: ((folder / name).write_bytes(content), str(folder / name))[1]
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda folder: "no-such.txt", "data is 'no-such.txt', which is neither one of auto, tinystories, builtin nor an existing file"),
-    (lambda folder: str(folder), "which is a folder; give one .txt, .jsonl or .parquet file"),
-    (file_with(b""), "which is empty (0 bytes)"),
-    (file_with(b" \n<|endoftext|>\n"), "holds no stories: 1 are there, all of them empty"),
-    (file_with(b"ab\xc3\xa9cd\xff"), "is not UTF-8 text: byte 0xff at offset 6; convert the file to UTF-8"),
-    (file_with(b"abc\xc3"), "is not UTF-8 text: byte 0xc3 at offset 3"),
-    (file_with(b"PK\x03\x00abc"), "is a binary file: zero byte at offset 3"),
-    (file_with(b"one story, no separator"), "too few stories (1) to hold out one in 20; put <|endoftext|> between stories"),
-    (file_with(b'{"text": "a"}\n\n{"text": \n', "s.jsonl"), "line 3 is not JSON: "),
-    (file_with(b'{"text": "a"}\n[1]\n', "s.jsonl"), 'line 2 is not a JSON object; write {"text": "..."} on every line'),
-    (file_with(b'{"story": "a", "id": 1}\n', "s.jsonl"), "line 1 has no column text; its columns are story, id"),
-    (file_with(b'{"text": "a"}\n{"text": 5}\n', "s.jsonl"), "line 2: text is 5, must be a string"),
-    (file_with(b'{"text": "a"}\n{"text": "\xff"}\n', "s.jsonl"), "is not UTF-8 text: byte 0xff at offset 24"),
-    (file_with(b"not parquet", "s.parquet"), "is not a readable parquet file: "),
-    (lambda folder: write_parquet(folder / "s.parquet", ["a"], column="story"), "has no column text; its columns are story, n"),
-    (lambda folder: write_parquet(folder / "s.parquet", [1, 2]), "the column text is of type int64, must be string"),
-    (lambda folder: write_parquet(folder / "s.parquet", ["a", None]), "row 1: text is null, must be a string"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda folder: "no-such.txt",
+            "data is 'no-such.txt', which is neither one of auto, tinystories, builtin nor an existing file",
+        ),
+        (lambda folder: str(folder), "which is a folder; give one .txt, .jsonl or .parquet file"),
+        (file_with(b""), "which is empty (0 bytes)"),
+        (file_with(b" \n<|endoftext|>\n"), "holds no stories: 1 are there, all of them empty"),
+        (file_with(b"ab\xc3\xa9cd\xff"), "is not UTF-8 text: byte 0xff at offset 6; convert the file to UTF-8"),
+        (file_with(b"abc\xc3"), "is not UTF-8 text: byte 0xc3 at offset 3"),
+        (file_with(b"PK\x03\x00abc"), "is a binary file: zero byte at offset 3"),
+        (
+            file_with(b"one story, no separator"),
+            "too few stories (1) to hold out one in 20; put <|endoftext|> between stories",
+        ),
+        (file_with(b'{"text": "a"}\n\n{"text": \n', "s.jsonl"), "line 3 is not JSON: "),
+        (
+            file_with(b'{"text": "a"}\n[1]\n', "s.jsonl"),
+            'line 2 is not a JSON object; write {"text": "..."} on every line',
+        ),
+        (file_with(b'{"story": "a", "id": 1}\n', "s.jsonl"), "line 1 has no column text; its columns are story, id"),
+        (file_with(b'{"text": "a"}\n{"text": 5}\n', "s.jsonl"), "line 2: text is 5, must be a string"),
+        (file_with(b'{"text": "a"}\n{"text": "\xff"}\n', "s.jsonl"), "is not UTF-8 text: byte 0xff at offset 24"),
+        (file_with(b"not parquet", "s.parquet"), "is not a readable parquet file: "),
+        (
+            lambda folder: write_parquet(folder / "s.parquet", ["a"], column="story"),
+            "has no column text; its columns are story, n",
+        ),
+        (
+            lambda folder: write_parquet(folder / "s.parquet", [1, 2]),
+            "the column text is of type int64, must be string",
+        ),
+        (lambda folder: write_parquet(folder / "s.parquet", ["a", None]), "row 1: text is null, must be a string"),
+    ],
+)
 def test_unusable_file(config, tmp_path, make, message):
     assert message in refusal(config, data=make(tmp_path))
 
@@ -280,7 +324,9 @@ def test_held_out_stories_shorter_than_evaluation(config, tmp_path):
 
 def test_data_shorter_than_one_batch(config, tmp_path):
     files = dict(data=write_text(tmp_path / "t.txt", STORIES[:3]), valid_data=write_text(tmp_path / "v.txt", HELD_OUT))
-    assert "but one batch of 64 x 16 needs 1,040; give more stories" in refusal(config, **files, batch_size=64, eval_batches=1)
+    assert "but one batch of 64 x 16 needs 1,040; give more stories" in refusal(
+        config, **files, batch_size=64, eval_batches=1
+    )
 
 
 def test_cache_dir_that_is_a_file(config, tmp_path):
@@ -327,7 +373,9 @@ def test_other_endpoint_is_probed(config, monkeypatch):
 def test_tinystories_without_gpt2(config, monkeypatch):
     FakeHub(monkeypatch)
     _, lines = load(config, data="auto", tokenizer="auto")
-    assert lines[0].startswith("TinyStories cannot be tokenised, going on with the built-in stories: the gpt2 tokenizer is gone")
+    assert lines[0].startswith(
+        "TinyStories cannot be tokenised, going on with the built-in stories: the gpt2 tokenizer is gone"
+    )
     assert refusal(config, data="tinystories", tokenizer="auto").startswith("the gpt2 tokenizer is gone")
     assert refusal(config, data="auto", tokenizer="gpt2").startswith("the gpt2 tokenizer is gone")
 
@@ -374,7 +422,9 @@ def test_cache_too_short_for_a_batch_is_no_substitute(config, monkeypatch):
 def test_lone_surrogate_in_json(config, tmp_path):
     path = tmp_path / "s.jsonl"
     path.write_text('{"text": "a \\ud800 b"}\n')
-    found, _ = load(config, data=str(path), valid_data=write_text(tmp_path / "v.txt", HELD_OUT), batch_size=1, context_length=2)
+    found, _ = load(
+        config, data=str(path), valid_data=write_text(tmp_path / "v.txt", HELD_OUT), batch_size=1, context_length=2
+    )
     assert found.summary["train"]["n_stories"] == 1
 
 

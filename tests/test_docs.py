@@ -11,7 +11,13 @@ from training.cli import parse_config
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = sorted(
-    {line.split("  #")[0].strip() for path in DOCUMENTS for line in re.findall(r"^\s*(?:\$ )?(python3? train_tinystories\.py.*)$", path.read_text(encoding="utf-8"), re.M)}
+    {
+        line.split("  #")[0].strip()
+        for path in DOCUMENTS
+        for line in re.findall(
+            r"^\s*(?:\$ )?(python3? train_tinystories\.py.*)$", path.read_text(encoding="utf-8"), re.M
+        )
+    }
 )
 
 
@@ -31,6 +37,8 @@ def test_documented_flags_and_values_are_accepted(command, monkeypatch):
 def test_links_lead_somewhere(path):
     text = path.read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
-    targets += re.findall(r"`((?:tests|docs|models|transfer|training|data|benchmarks)/[\w./]+\.(?:py|md|png|tiktoken))`", text)
+    targets += re.findall(
+        r"`((?:tests|docs|models|transfer|training|data|benchmarks)/[\w./]+\.(?:py|md|png|tiktoken))`", text
+    )
     missing = [target for target in targets if not (path.parent / target).exists() and not (ROOT / target).exists()]
     assert missing == []

@@ -88,7 +88,11 @@ def test_upcycling_refuses_experts():
 def test_factors_without_whole_heads_are_refused_with_those_that_work():
     with pytest.raises(UserError, match="4 heads into 5.2, .* 1.25, 1.5, 1.75, 2"):
         scale_bilaterally(small_model("dense", torch.float32), 1.3, 0)
-    for factor, extra, text in ((0.5, 0, "never shrinks"), (float("nan"), 0, "never shrinks"), (2, -1, "never removes")):
+    for factor, extra, text in (
+        (0.5, 0, "never shrinks"),
+        (float("nan"), 0, "never shrinks"),
+        (2, -1, "never removes"),
+    ):
         with pytest.raises(UserError, match=text):
             scale_bilaterally(small_model("dense", torch.float32), factor, extra)
 

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from config import ModelConfig, TrainingConfig, UserError
-from models import Transformer, build_dense_model, build_moe_model, count_parameters, exact_arithmetic, load_model, next_token_loss, save_model
+from models import (
+    Transformer,
+    build_dense_model,
+    build_moe_model,
+    count_parameters,
+    exact_arithmetic,
+    load_model,
+    next_token_loss,
+    save_model,
+)
 from models import loss as loss_module
 from test_growth_checks import lively_dense_model, lively_moe_model
 
@@ -35,7 +44,9 @@ def test_counts_of_a_model_are_those_of_its_parameters():
 
 
 def test_logits_equal_gpt_neox():
-    transformers = pytest.importorskip("transformers", reason="transformers is in requirements-dev.txt, on Python 3.11 and newer")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is in requirements-dev.txt, on Python 3.11 and newer"
+    )
     model = lively_dense_model(SMALL)
     peer = transformers.GPTNeoXForCausalLM(
         transformers.GPTNeoXConfig(

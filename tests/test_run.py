@@ -44,7 +44,10 @@ def test_it_prints_what_the_quick_reference_shows(finished):
     out = result.stdout
     assert re.search(r"PHASE 1  —  Dense Model\n  Steps: 25  \|  LR: 0.01  \|  Device: cpu\n", out)
     assert re.search(r"Total Parameters: +0\.16 M\n  Active Params/tok: +0\.16 M  \(Dense model\)", out)
-    assert re.search(r"Active Params/tok: +0\.\d\d M  \(top-2 of 8 experts\)\n  Inactive Params: +0\.\d\d M  \(12 experts idle\)", out)
+    assert re.search(
+        r"Active Params/tok: +0\.\d\d M  \(top-2 of 8 experts\)\n  Inactive Params: +0\.\d\d M  \(12 experts idle\)",
+        out,
+    )
     assert re.search(r"Efficiency: \d\d\.\d% active per forward pass", out)
     assert re.search(r"^  step    0 \| loss 8\.\d{4} \| \d+\.\d+s$", out, re.M)
     for name in ("ROPE", "ROUTER", "SYMMETRY", "FUNCTIONAL"):
@@ -59,7 +62,11 @@ def test_it_prints_what_the_quick_reference_shows(finished):
 
 def test_it_leaves_three_models_a_history_and_a_picture(finished):
     folder, _ = finished
-    assert {path.name for path in folder.iterdir()} == {*MODEL_NAMES.values(), "training_history.jsonl", "training_curves.png"}
+    assert {path.name for path in folder.iterdir()} == {
+        *MODEL_NAMES.values(),
+        "training_history.jsonl",
+        "training_curves.png",
+    }
     widths = [load_model(folder / name).config.d_model for name in MODEL_NAMES.values()]
     assert widths == [32, 32, 64]
     assert load_model(folder / "large_moe_final.pt").config.n_layers == 3
@@ -77,10 +84,18 @@ def test_its_history_says_what_happened(finished):
     assert [(row["from_phase"], row["to_phase"]) for row in boundaries] == [(1, 2), (2, 3)]
     for row in boundaries:
         assert row["jump"] == row["loss_after"] - row["loss_before"] and abs(row["jump"]) <= 1e-5 and row["same_story"]
-    evals = {phase: [row["loss"] for row in rows if row["event"] == "eval" and row["phase"] == phase] for phase in (1, 2, 3)}
+    evals = {
+        phase: [row["loss"] for row in rows if row["event"] == "eval" and row["phase"] == phase] for phase in (1, 2, 3)
+    }
     assert evals[1][-1] < evals[1][0] < 8.4 and evals[2][-1] < evals[1][-1] and evals[3][-1] < evals[2][-1]
     assert boundaries[0]["loss_before"] == evals[1][-1] and boundaries[1]["loss_before"] == evals[2][-1]
-    assert [row["check"] for row in rows if row["event"] == "verification"] == ["functional", "rope", "router", "symmetry", "functional"]
+    assert [row["check"] for row in rows if row["event"] == "verification"] == [
+        "functional",
+        "rope",
+        "router",
+        "symmetry",
+        "functional",
+    ]
     shares = [row["expert_shares"] for row in rows if "expert_shares" in row]
     assert all(sum(layer) == pytest.approx(1, abs=1e-3) for step in shares for layer in step)
     assert [row["story"][: len(row["prompt"])] for row in rows if row["event"] == "sample"] == ["Once upon a time"] * 3
@@ -99,7 +114,11 @@ def test_a_failed_check_stops_before_the_next_phase(tmp_path, token_cache, capsy
     error = capsys.readouterr().err
     assert "growth checks failed before phase 3: symmetry" in error and "moe_model_final.pt is safe" in error
     assert (tmp_path / "moe_model_final.pt").exists() and not (tmp_path / "large_moe_final.pt").exists()
-    failed = [row["check"] for row in read_history(tmp_path / "training_history.jsonl") if row["event"] == "verification" and not row["passed"]]
+    failed = [
+        row["check"]
+        for row in read_history(tmp_path / "training_history.jsonl")
+        if row["event"] == "verification" and not row["passed"]
+    ]
     assert failed == ["symmetry"]
 
 
@@ -111,6 +130,7 @@ def test_ignoring_failed_checks_goes_on(tmp_path, token_cache, capsys):
 
 def test_a_jump_or_another_story_stops_the_run(tmp_path, token_cache, capsys, monkeypatch):
     """The boundary's own measurements stand beside the checks: here those see nothing."""
+
     def damaged(model, *arguments):
         moe = train_tinystories_upcycle(model, *arguments)
         with torch.no_grad():
@@ -128,7 +148,21 @@ def test_a_jump_or_another_story_stops_the_run(tmp_path, token_cache, capsys, mo
 
 
 def test_steps_of_zero_train_nothing_and_still_grow(tmp_path, token_cache):
-    assert run(tmp_path, token_cache, "--steps-phase1", "0", "--steps-phase2", "0", "--steps-phase3", "0", "--noise-std", "1") == 0
+    assert (
+        run(
+            tmp_path,
+            token_cache,
+            "--steps-phase1",
+            "0",
+            "--steps-phase2",
+            "0",
+            "--steps-phase3",
+            "0",
+            "--noise-std",
+            "1",
+        )
+        == 0
+    )
     assert load_model(tmp_path / "large_moe_final.pt").config.d_model == 64
 
 
@@ -153,7 +187,9 @@ BAD_INPUTS = [
 ]
 
 
-@pytest.mark.parametrize("flags, text", BAD_INPUTS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    "flags, text", BAD_INPUTS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_bad_input_gets_one_line_and_exit_code_2(flags, text, tmp_path, token_cache, capsys):
     files = {"empty": b"", "latin1": "caf\xe9".encode("latin-1"), "short": b"A dog.<|endoftext|>A cat.", "file": b"x"}
     paths = {}
@@ -225,7 +261,11 @@ def test_a_line_says_which_preset_was_chosen_and_why(capsys):
 
 
 @pytest.mark.parametrize(
-    "code", ["from config import TrainingConfig; print(TrainingConfig())", "from transfer.simple_growth import scale_bilaterally; print('OK')"]
+    "code",
+    [
+        "from config import TrainingConfig; print(TrainingConfig())",
+        "from transfer.simple_growth import scale_bilaterally; print('OK')",
+    ],
 )
 def test_verification_commands_of_the_card(code):
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -11,7 +11,10 @@ from data.sources import StorySource
 from data.token_cache import CacheUnusable, TokenNeed, cache_folder, load_or_build, load_tokens
 
 BYTES = tiktoken.Encoding(
-    "bytes", pat_str=r"[\s\S]", mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={"<|endoftext|>": 256}
+    "bytes",
+    pat_str=r"[\s\S]",
+    mergeable_ranks={bytes([i]): i for i in range(256)},
+    special_tokens={"<|endoftext|>": 256},
 )
 TRAIN = [f"Tom saw {i} dogs." for i in range(200)]
 VALID = [f"Lily saw {i} cats." for i in range(50)]
@@ -86,10 +89,13 @@ def test_held_out_split_is_by_text(tmp_path):
     assert 0 < len(valid) < len(TRAIN) / 5
 
 
-@pytest.mark.parametrize("stories, message", [
-    ([" ", ""], "test stories holds no stories: 2 are there, all of them empty"),
-    (["only one"], "too few stories .1. to hold out one in 20; put <|endoftext|> between stories, .*--valid-data"),
-])
+@pytest.mark.parametrize(
+    "stories, message",
+    [
+        ([" ", ""], "test stories holds no stories: 2 are there, all of them empty"),
+        (["only one"], "too few stories .1. to hold out one in 20; put <|endoftext|> between stories, .*--valid-data"),
+    ],
+)
 def test_too_few_stories(tmp_path, stories, message):
     with pytest.raises(UserError, match=message.replace("|", "[|]")):
         build(tmp_path, Source(train=stories, valid=None))
@@ -126,13 +132,16 @@ def lose_a_file(folder):
     (folder / "train.bin").unlink()
 
 
-@pytest.mark.parametrize("damage, reason", [
-    (flip_a_byte, "the checksum of train.bin is wrong"),
-    (truncate, "valid.bin has 1,778 bytes instead of 1,780"),
-    (tear_meta, "line"),
-    (lose_a_key, "meta.json is incomplete"),
-    (lose_a_file, "No such file"),
-])
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (flip_a_byte, "the checksum of train.bin is wrong"),
+        (truncate, "valid.bin has 1,778 bytes instead of 1,780"),
+        (tear_meta, "line"),
+        (lose_a_key, "meta.json is incomplete"),
+        (lose_a_file, "No such file"),
+    ],
+)
 def test_damage_is_noticed_and_repaired(tmp_path, damage, reason):
     folder = build(tmp_path, Source()).folder
     damage(folder)
@@ -148,7 +157,10 @@ def test_damage_is_noticed_and_repaired(tmp_path, damage, reason):
 def test_tokens_of_another_vocabulary_are_not_used(tmp_path):
     build(tmp_path, Source())
     other = tiktoken.Encoding(
-        "bytes", pat_str=r"[\s\S]", mergeable_ranks={bytes([255 - i]): i for i in range(256)}, special_tokens={"<|endoftext|>": 256}
+        "bytes",
+        pat_str=r"[\s\S]",
+        mergeable_ranks={bytes([255 - i]): i for i in range(256)},
+        special_tokens={"<|endoftext|>": 256},
     )
     lines = []
     tokens = build(tmp_path, Source(), say=lines.append, encoding=other)
@@ -158,7 +170,10 @@ def test_tokens_of_another_vocabulary_are_not_used(tmp_path):
 
 def test_vocabulary_must_fit_uint16(tmp_path):
     big = tiktoken.Encoding(
-        "big", pat_str=r"[\s\S]", mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={"<|endoftext|>": 65536}
+        "big",
+        pat_str=r"[\s\S]",
+        mergeable_ranks={bytes([i]): i for i in range(256)},
+        special_tokens={"<|endoftext|>": 65536},
     )
     with pytest.raises(UserError, match="65,537 tokens, the cache holds at most 65,536"):
         build(tmp_path, Source(), encoding=big)
@@ -201,7 +216,9 @@ def test_two_builders_at_once(tmp_path, monkeypatch):
         lines.append(line)
         go_on.set()
 
-    first = threading.Thread(target=lambda: found.append(load_or_build(tmp_path, first_source, "bytes", BYTES, None, print)))
+    first = threading.Thread(
+        target=lambda: found.append(load_or_build(tmp_path, first_source, "bytes", BYTES, None, print))
+    )
     first.start()
     assert first_is_reading.wait(10)
     found.append(build(tmp_path, second, say=say))

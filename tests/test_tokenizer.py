@@ -81,7 +81,9 @@ def test_stories_survive_the_round_trip(builtin, split):
         assert builtin.decode(builtin.encode_ordinary(story)) == story
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\n \t", "naïve café", "日本語", "🦊🐻", "\u0000\x7f", "I'll  don't 'S", END_OF_TEXT])
+@pytest.mark.parametrize(
+    "text", ["", " ", "\n\n \t", "naïve café", "日本語", "🦊🐻", "\u0000\x7f", "I'll  don't 'S", END_OF_TEXT]
+)
 def test_any_text_survives_the_round_trip(builtin, text):
     assert builtin.decode(builtin.encode_ordinary(text)) == text
 

@@ -76,6 +76,7 @@ def test_device_check_finds_nothing_on_this_cpu():
 
 def test_device_check_catches_attention_that_sees_the_future(monkeypatch):
     attention = F.scaled_dot_product_attention
+
     # As on MPS up to torch 2.12: bf16 alone leaks. Losses of random weights hardly tell.
     def leaky(q, k, v, is_causal):
         return attention(q, k, v, is_causal=is_causal and q.dtype != torch.bfloat16)
@@ -108,7 +109,9 @@ def test_device_check_catches_a_loss_that_is_not_the_cpus(monkeypatch):
 def test_precision_is_chosen_by_timing_with_a_margin(monkeypatch):
     config = dataclasses.replace(TrainingConfig(), d_model=32, n_heads=2)
     for seconds_of_bf16, chosen in ((0.5, torch.bfloat16), (0.95, None), (2.0, None)):
-        monkeypatch.setattr(device_module, "seconds_per_step", lambda device, dtype, config, s=seconds_of_bf16: s if dtype else 1.0)
+        monkeypatch.setattr(
+            device_module, "seconds_per_step", lambda device, dtype, config, s=seconds_of_bf16: s if dtype else 1.0
+        )
         assert device_module.choose_precision(CPU, config, lambda line: None) == chosen
 
 

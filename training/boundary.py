@@ -32,7 +32,10 @@ def cross_boundary(run: Run, to_phase: int, old_model: Transformer, new_model: T
     same_story = continuation(run, old_model) == continuation(run, new_model)
     results = run_checks(run, to_phase, old_model, new_model)
 
-    print(f"\n  Phase {to_phase - 1}→{to_phase} held-out loss, same batches, fp32: {loss_before:.6f} → {loss_after:.6f}, jump {jump:+.1e}  {jump_verdict(jump, to_phase)}")
+    print(
+        f"\n  Phase {to_phase - 1}→{to_phase} held-out loss, same batches, fp32: "
+        f"{loss_before:.6f} → {loss_after:.6f}, jump {jump:+.1e}  {jump_verdict(jump, to_phase)}"
+    )
     print(f"  Story of the grown model: {'the same, token for token' if same_story else 'differs'}")
     run.losses[f"phase{to_phase}_first"] = loss_after
     run.losses[f"jump{to_phase - 1}{to_phase}"] = jump
@@ -41,7 +44,14 @@ def cross_boundary(run: Run, to_phase: int, old_model: Transformer, new_model: T
         jump=jump, same_story=same_story, tokens=run.tokens_seen,
     )  # fmt: skip
     for result in results:
-        run.history.write("verification", to_phase=to_phase, check=result.name, passed=result.passed, reason=result.reason, **result.figures)
+        run.history.write(
+            "verification",
+            to_phase=to_phase,
+            check=result.name,
+            passed=result.passed,
+            reason=result.reason,
+            **result.figures,
+        )
 
     failed = [f"{result.name} ({result.reason})" for result in results if not result]
     if not abs(jump) <= LARGEST_JUMP:

@@ -34,21 +34,28 @@ class OneLineParser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        usage="python train_tinystories.py [--plan] [--preset NAME] [--SETTING VALUE ...]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--plan", action="store_true", help="print geometry, parameters and memory of each phase, and train nothing")
+    parser.add_argument(
+        "--plan", action="store_true", help="print geometry, parameters and memory of each phase, and train nothing"
+    )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for item in dataclasses.fields(TrainingConfig):
         group = item.metadata["group"]
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         kind = type(item.default)
-        takes = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": kind.__name__.upper(), "choices": item.metadata["choices"]}
+        choices = item.metadata["choices"]
+        takes = {"type": kind, "choices": choices, "metavar": None if choices else kind.__name__.upper()}
         groups[group].add_argument(
             "--" + item.name.replace("_", "-"),
             default=argparse.SUPPRESS,
             help=f"{item.metadata['help']} {default_text(item)}".replace("%", "%%"),
-            **takes,
+            **({"action": "store_true"} if kind is bool else takes),
         )
     return parser
 
@@ -78,7 +85,10 @@ def parse_config(arguments: list[str] | None, say=print) -> tuple[TrainingConfig
     preset = given.get("preset") or ("tiny" if device.type == "cpu" else "reference")
     if "preset" not in given:
         other = "reference" if preset == "tiny" else "tiny"
-        say(f"Preset {preset}, because the device is {device}; --preset {other} chooses the other, --help shows every setting")
+        say(
+            f"Preset {preset}, because the device is {device}; --preset {other} chooses the other, "
+            f"--help shows every setting"
+        )
     config = dataclasses.replace(PRESETS[preset], **given)
     config.validate()
     return config, device, plan_only

@@ -26,7 +26,9 @@ def pick_device(name: str) -> torch.device:
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise UserError(f"--device {name}: this machine or this torch ({torch.__version__}) has no {name}; available: {there}")
+        raise UserError(
+            f"--device {name}: this machine or this torch ({torch.__version__}) has no {name}; available: {there}"
+        )
     if name == "mps":
         require_fixed_mps(torch.__version__)
     return torch.device(name)
@@ -36,7 +38,9 @@ def require_fixed_mps(torch_version: str) -> None:
     """Raises UserError below torch 2.13, whose bf16 causal attention on MPS leaked future tokens."""
     major, minor = (int(part) for part in torch_version.split(".")[:2])
     if (major, minor) < (2, 13):
-        raise UserError(f"on a Mac torch 2.13 or newer is required, this is {torch_version}: run pip install torch==2.13.0")
+        raise UserError(
+            f"on a Mac torch 2.13 or newer is required, this is {torch_version}: run pip install torch==2.13.0"
+        )
 
 
 def choose_precision(device: torch.device, config: TrainingConfig, say=print) -> torch.dtype | None:
@@ -51,7 +55,9 @@ def choose_precision(device: torch.device, config: TrainingConfig, say=print) ->
     wanted = [torch.float32] if config.precision == "fp32" else [torch.float32, torch.bfloat16]
     faults = {dtype: find_fault(device, dtype) for dtype in wanted}
     if faults[torch.float32]:
-        raise UserError(f"device self-check: on {device}, fp32, {faults[torch.float32]}; update torch, or give --device cpu")
+        raise UserError(
+            f"device self-check: on {device}, fp32, {faults[torch.float32]}; update torch, or give --device cpu"
+        )
     checked = "Device self-check: past logits do not see the future, losses agree with the CPU's"
     if config.precision == "fp32":
         say(f"{checked} ({device}, fp32)")
@@ -67,7 +73,8 @@ def choose_precision(device: torch.device, config: TrainingConfig, say=print) ->
         return None
     speedup = seconds_per_step(device, None, config) / seconds_per_step(device, torch.bfloat16, config)
     take_bf16 = speedup >= WORTHWHILE_SPEEDUP
-    say(f"{checked} ({device}); precision {'bf16' if take_bf16 else 'fp32'}: bf16 runs at {speedup:.2f}× the speed of fp32")
+    chosen = "bf16" if take_bf16 else "fp32"
+    say(f"{checked} ({device}); precision {chosen}: bf16 runs at {speedup:.2f}× the speed of fp32")
     return torch.bfloat16 if take_bf16 else None
 
 

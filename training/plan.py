@@ -99,18 +99,20 @@ class Plan:
     advice: str  # empty where everything fits
 
     def table(self) -> str:
-        lines = [f"{'Phase':<14}{'d_model × layers × heads':<26}{'total':>11}{'active':>11}{'weights':>10}{'optimizer':>11}{'gradients':>11}{'activations':>13}{'peak':>10}"]
+        heads = ("total", "active", "weights", "optimizer", "gradients", "activations", "peak")
+        lines = [f"{'Phase':<13}{'width × layers × heads':<23}" + "".join(f"{head:>12}" for head in heads)]
         names = ("1 Dense", "2 MoE", "3 Large MoE")
         for name, model, count, memory in zip(names, self.models, self.counts, self.memory):
             shape = f"{model.d_model} × {model.n_layers} × {model.n_heads}"
             sizes = (memory.weights, memory.optimizer, memory.gradients, memory.activations, memory.peak)
-            cells = [f"{size / GB:.2f} GB" for size in sizes]
-            lines.append(
-                f"{name:<14}{shape:<26}{count.total / 1e6:>9.2f} M{count.active / 1e6:>9.2f} M"
-                f"{cells[0]:>10}{cells[1]:>11}{cells[2]:>11}{cells[3]:>13}{cells[4]:>10}"
-            )
-        need = max(memory.peak for memory in self.memory)
-        lines.append(f"Vocabulary: {self.models[0].vocab_size:,}. Needed at the peak: {need / GB:.1f} GB; this device has {self.available / GB:.1f} GB")
+            cells = [f"{n / 1e6:.2f} M" for n in (count.total, count.active)] + [f"{n / GB:.2f} GB" for n in sizes]
+            lines.append(f"{name:<13}{shape:<23}" + "".join(f"{cell:>12}" for cell in cells))
+        need = max(memory.peak for memory in self.memory) / GB
+        has = self.available / GB
+        lines.append(
+            f"Vocabulary: {self.models[0].vocab_size:,}. "
+            f"Needed at the peak: {need:.1f} GB; this device has {has:.1f} GB"
+        )
         return "\n".join(lines + ([self.advice] if self.advice else []))
 
 

@@ -25,7 +25,13 @@ def plot_curves(history_path: Path, picture_path: Path) -> None:
         axes.plot([r["tokens"] / 1e6 for r in steps], [r["loss"] for r in steps], color=colour, alpha=0.35, linewidth=1)
         starts = [(r["tokens"], r["loss_after"]) for r in rows if r["event"] == "boundary" and r["to_phase"] == phase]
         points = starts + [(r["tokens"], r["loss"]) for r in evals]
-        axes.plot([t / 1e6 for t, _ in points], [loss for _, loss in points], "o-", color=colour, label=f"phase {phase}: {NAMES[phase]}")
+        axes.plot(
+            [t / 1e6 for t, _ in points],
+            [loss for _, loss in points],
+            "o-",
+            color=colour,
+            label=f"phase {phase}: {NAMES[phase]}",
+        )
     for row in rows:
         if row["event"] == "boundary":
             axes.axvline(row["tokens"] / 1e6, color="0.5", linestyle="--", linewidth=1)

@@ -91,7 +91,9 @@ def find_earlier_run(folder: Path, overwrite: bool) -> list[Path]:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"--checkpoint-dir {folder} is not writable ({error.strerror}); choose another folder") from error
+        raise UserError(
+            f"--checkpoint-dir {folder} is not writable ({error.strerror}); choose another folder"
+        ) from error
     names = (HISTORY_NAME, *MODEL_NAMES.values(), PICTURE_NAME)
     taken = [folder / name for name in names if (folder / name).exists()]
     if taken and not overwrite:

@@ -49,7 +49,9 @@ def hyperclone_weight(
         weight = rows.written(weight, dim=-2)
     if columns is not None and noise_std:
         # Root mean square over the copies; mean-filled columns are zero and do not count.
-        std = noise_std * weight.norm().item() / math.sqrt(weight.numel() * (1 - columns.is_mean.double().mean().item()))
+        std = (
+            noise_std * weight.norm().item() / math.sqrt(weight.numel() * (1 - columns.is_mean.double().mean().item()))
+        )
         columns.add_cancelling_noise(weight, std, generator)
     return weight
 
@@ -102,9 +104,7 @@ def identity_parameter(name: str, parameter: Tensor, n_layers: int, generator: t
         initialise_parameter(name, parameter, n_layers, generator)
 
 
-def grown_parameter(
-    name: str, old: Tensor, maps: GrowthMaps, noise_std: float, generator: torch.Generator
-) -> Tensor:
+def grown_parameter(name: str, old: Tensor, maps: GrowthMaps, noise_std: float, generator: torch.Generator) -> Tensor:
     """One old parameter, grown along every axis that it has."""
     layer, kind = name.split(".")[-2:]
     if layer.endswith("norm"):
@@ -123,9 +123,7 @@ def grown_parameter(
     return hyperclone_weight(old, rows, columns, noise_std, generator)
 
 
-def grown_norm(
-    name: str, old: Tensor, maps: GrowthMaps, noise_std: float, generator: torch.Generator
-) -> Tensor:
+def grown_norm(name: str, old: Tensor, maps: GrowthMaps, noise_std: float, generator: torch.Generator) -> Tensor:
     """Gain or bias (D,) of a norm.
 
     The gain makes up for the variance that mean-filled features take away; their own bias is
@@ -136,6 +134,9 @@ def grown_norm(
     reads = name.startswith("final_norm")
     if name.endswith("bias"):
         return maps.residual.read(old) if reads else maps.residual.normalised(old)
-    gain = hyperclone_weight(old, columns=maps.residual, noise_std=noise_std, generator=generator) if reads \
+    gain = (
+        hyperclone_weight(old, columns=maps.residual, noise_std=noise_std, generator=generator)
+        if reads
         else maps.residual.written(old)
+    )
     return gain * math.sqrt(maps.tiled_share)

@@ -67,10 +67,17 @@ def check_rope_integrity(
     """
     _heading(1, "RoPE integrity")
     old, new = old_model.config, new_model.config
-    figures = {"old_head_dim": old.head_dim, "new_head_dim": new.head_dim, "old_heads": old.n_heads, "new_heads": new.n_heads}
-    print(f"  head_dim {old.head_dim} → {new.head_dim}, heads {old.n_heads} → {new.n_heads}, base {old.rope_base:g} → {new.rope_base:g}")
+    figures = {
+        "old_head_dim": old.head_dim,
+        "new_head_dim": new.head_dim,
+        "old_heads": old.n_heads,
+        "new_heads": new.n_heads,
+    }
+    print(f"  head_dim {old.head_dim} → {new.head_dim}, heads {old.n_heads} → {new.n_heads}")
     if old.head_dim != new.head_dim:
-        return _verdict("rope", False, figures, f"RoPE broken: head_dim changed from {old.head_dim} to {new.head_dim}", ROPE_HINT)
+        return _verdict(
+            "rope", False, figures, f"RoPE broken: head_dim changed from {old.head_dim} to {new.head_dim}", ROPE_HINT
+        )
     maps, tokens = GrowthMaps.between(old, new), _tokens(old_model, tokens)
     drift = 0.0
     with torch.no_grad(), exact_arithmetic(new_model):
@@ -80,7 +87,9 @@ def check_rope_integrity(
             drift = max(drift, _drift(actual, maps.heads.written(expected, dim=1)))
     figures["score_drift"] = drift
     print(f"  largest drift of attention scores: {drift:.1e} (tolerance {tolerance:.0e})")
-    return _verdict("rope", drift <= tolerance, figures, f"RoPE broken: attention scores drift by {drift:.1e}", ROPE_HINT)
+    return _verdict(
+        "rope", drift <= tolerance, figures, f"RoPE broken: attention scores drift by {drift:.1e}", ROPE_HINT
+    )
 
 
 def check_router_scaling(
@@ -105,7 +114,12 @@ def check_router_scaling(
             kept.append((chosen[0] == chosen[1]).all(-1).float().mean().item())
             shares.append(torch.bincount(chosen[1].flatten(), minlength=old_model.config.n_experts) / chosen[1].numel())
     share = torch.stack(shares)
-    figures = {"logit_drift": drift, "tokens_keeping_experts": min(kept), "smallest_expert_share": share.min().item(), "largest_expert_share": share.max().item()}
+    figures = {
+        "logit_drift": drift,
+        "tokens_keeping_experts": min(kept),
+        "smallest_expert_share": share.min().item(),
+        "largest_expert_share": share.max().item(),
+    }
     print(f"  largest drift of router logits: {drift:.1e} (tolerance {tolerance:.0e})")
     print(f"  tokens that keep their experts: {min(kept):.2%} in the worst layer")
     print(f"  expert shares: {share.min():.1%} to {share.max():.1%}")
@@ -131,7 +145,10 @@ def check_symmetry_breaking(
         if of_kind:
             low = min(of_kind, key=lambda c: c.median_difference)
             n_pairs = sum(c.n_pairs for c in of_kind)
-            print(f"  {kind:<18} {n_pairs:>7} clone pairs, median difference of gradients {low.median_difference:.1e} or more (block {low.block})")
+            print(
+                f"  {kind:<18} {n_pairs:>7} clone pairs, median difference of gradients "
+                f"{low.median_difference:.1e} or more (block {low.block})"
+            )
     worst = max(comparisons, key=lambda c: c.n_locked / c.n_pairs)
     figures = {
         "clone_pairs": sum(c.n_pairs for c in comparisons),
@@ -139,7 +156,10 @@ def check_symmetry_breaking(
         "smallest_median_difference": min(c.median_difference for c in comparisons),
     }
     print(f"  pairs with equal gradients: {figures['locked_pairs']} of {figures['clone_pairs']}")
-    reason = f"Gradients are identical: {worst.n_locked} of {worst.n_pairs} pairs of {worst.kind} in block {worst.block} are locked"
+    reason = (
+        f"Gradients are identical: {worst.n_locked} of {worst.n_pairs} pairs of {worst.kind} "
+        f"in block {worst.block} are locked"
+    )
     return _verdict("symmetry", worst.n_locked <= LOCKED_SHARE * worst.n_pairs, figures, reason, SYMMETRY_HINT)
 
 
@@ -170,7 +190,11 @@ def check_functional_identity(
         loss_difference = abs((next_token_loss(new_model, tokens)[0] - next_token_loss(old_model, tokens)[0]).item())
     print(f"  max|Δlogit| {logit_difference:.1e}, |Δloss| {loss_difference:.1e} (tolerance {tolerance:.0e})")
     first = next(((name, drift) for name, drift in drifts if not drift <= tolerance), None)
-    figures = {"largest_drift": max(drift for _, drift in drifts), "logit_difference": logit_difference, "loss_difference": loss_difference}
+    figures = {
+        "largest_drift": max(drift for _, drift in drifts),
+        "logit_difference": logit_difference,
+        "loss_difference": loss_difference,
+    }
     reason = f"Layer-wise drift exceeds tolerance: first in {first[0]}, by {first[1]:.1e}" if first else ""
     return _verdict("functional", first is None, figures, reason, FUNCTION_HINT)
 
@@ -222,7 +246,9 @@ def _tokens(model: Transformer, tokens: Tensor | None) -> Tensor:
     if tokens is None:
         return probe_tokens(model)
     if tokens.shape[1] > model.config.context_length + 1:
-        raise UserError(f"{tokens.shape[1]} probe tokens are more than the context length {model.config.context_length} and one")
+        raise UserError(
+            f"{tokens.shape[1]} probe tokens are more than the context length {model.config.context_length} and one"
+        )
     return tokens.to(model.device)
 
 
