@@ -17,6 +17,17 @@ class UserError(Exception):
     """Something the user gave cannot work. Its text is the one line that the user reads."""
 
 
+# Far beyond any machine; below, sizes in bytes still fit in 64 bits.
+LARGEST = {
+    "vocab_size": 2**20,
+    "d_model": 2**20,
+    "n_layers": 2**12,
+    "n_heads": 2**14,
+    "n_experts": 2**12,
+    "context_length": 2**20,
+}
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Geometry of one decoder-only transformer.
@@ -40,9 +51,10 @@ class ModelConfig:
 
     def __post_init__(self):
         problems = []
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "context_length"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} is {getattr(self, name)}, must be at least 1")
+        for name, limit in LARGEST.items():
+            smallest = 0 if name == "n_experts" else 1
+            if not smallest <= getattr(self, name) <= limit:
+                problems.append(f"{name} is {getattr(self, name)}, must be between {smallest} and {limit}")
         if not problems and self.d_model % self.n_heads:
             problems.append(
                 f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
@@ -53,9 +65,7 @@ class ModelConfig:
                 f"head_dim d_model / n_heads = {self.d_model} / {self.n_heads} = {self.head_dim} is odd, "
                 f"but rotary embeddings turn features in pairs; choose an even head_dim"
             )
-        if self.n_experts < 0:
-            problems.append(f"n_experts is {self.n_experts}, must be 0 (dense) or more")
-        if self.n_experts and not 1 <= self.top_k <= self.n_experts:
+        if self.n_experts > 0 and not 1 <= self.top_k <= self.n_experts:
             problems.append(f"top_k is {self.top_k}, must be between 1 and n_experts {self.n_experts}")
         if problems:
             raise UserError("; ".join(problems))
@@ -250,6 +260,7 @@ class TrainingConfig:
             require(getattr(self, name) >= 0, name, "must be 0 or more")
         for name in ("lr_phase1", "lr_phase2", "lr_phase3", "grad_clip", "check_tolerance"):
             require(getattr(self, name) > 0, name, "must be above 0")
+        require(self.seed < 2**63, "seed", "must be below 2**63")
         require(0 <= self.final_lr_share <= 1, "final_lr_share", "must be between 0 and 1")
         if not problems:
             try:

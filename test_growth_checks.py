@@ -19,7 +19,7 @@ from config import ModelConfig
 from models import Transformer, build_dense_model
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
-from transfer.verify_growth_mechanics import check_functional_identity, detailed_growth_check
+from transfer.verify_growth_mechanics import CheckResult, check_functional_identity, detailed_growth_check
 
 GEOMETRY = ModelConfig(vocab_size=1000, d_model=128, n_layers=7, n_heads=4, context_length=64)
 
@@ -45,20 +45,27 @@ def lively_moe_model(config: ModelConfig = GEOMETRY, seed: int = 0) -> Transform
     return model
 
 
-def test_dense_to_moe_transition():
+def check_dense_to_moe() -> list[CheckResult]:
     _title("TEST 1: Dense → MoE Transition")
     dense = lively_dense_model()
     result = check_functional_identity(dense, upcycle_to_moe(dense))
     if result:
         print("  ✓ PASSED — functional equivalence confirmed\n")
-    assert result, result.reason
+    return [result]
+
+
+def check_bilateral_growth() -> list[CheckResult]:
+    _title("TEST 2: Bilateral Growth Verification")
+    moe = lively_moe_model()
+    return list(detailed_growth_check(moe, scale_bilaterally(moe, scale_factor=2, extra_layers=4)).values())
+
+
+def test_dense_to_moe_transition():
+    assert all(check_dense_to_moe())
 
 
 def test_bilateral_growth():
-    _title("TEST 2: Bilateral Growth Verification")
-    moe = lively_moe_model()
-    results = detailed_growth_check(moe, scale_bilaterally(moe, scale_factor=2, extra_layers=4))
-    assert all(results.values()), [result.reason for result in results.values() if not result]
+    assert all(check_bilateral_growth())
 
 
 def _title(text: str) -> None:
@@ -66,15 +73,14 @@ def _title(text: str) -> None:
 
 
 def main() -> int:
-    try:
-        test_dense_to_moe_transition()
-        test_bilateral_growth()
-    except AssertionError as error:
-        print(f"\n✗ a growth check failed: {error}")
-        return 3
-    print("\n✓ Dense → MoE transition test completed!")
-    print("✓ Bilateral growth test completed!")
-    return 0
+    sys.stdout.reconfigure(errors="replace")
+    upcycled, grown = check_dense_to_moe(), check_bilateral_growth()
+    print(f"\n{'✓' if all(upcycled) else '✗'} Dense → MoE transition test completed!")
+    print(f"{'✓' if all(grown) else '✗'} Bilateral growth test completed!")
+    failed = [result.reason for result in upcycled + grown if not result]
+    if failed:
+        print(f"failed: {'; '.join(failed)}")
+    return 3 if failed else 0
 
 
 if __name__ == "__main__":

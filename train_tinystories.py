@@ -45,15 +45,19 @@ def train(config, device) -> None:
     del moe
     train_phase(run, 3, large_moe)
 
+    run.losses["total_drop"] = run.losses["phase3_first"] - run.losses["phase3_final"]
     seconds = time.perf_counter() - start
     run.history.write("summary", seconds=round(seconds, 1), **run.losses)
     run.history.close()
+    print(boundary_summary(run.losses, run.data.bytes_per_token))
     plot_curves(run.history.path, run.folder / PICTURE_NAME)
-    print(boundary_summary(run.losses))
     print(f"\nDone in {seconds:.0f} s. Models, history and {PICTURE_NAME} are in {run.folder}/")
 
 
 def main(arguments: list[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal without UTF-8 shows ? for a tick; it must not end the run.
+        stream.reconfigure(errors="replace")
     try:
         config, device, plan_only = parse_config(arguments)
         if plan_only:

@@ -32,6 +32,8 @@ from data.token_cache import (
 from data.tokenizer import END_OF_TEXT, TokenizerUnavailable, load_tokenizer
 
 KEYWORDS = ("auto", "tinystories", "builtin")
+# A stream is read by whole shards, each shuffled by itself: see `batches.train_batch`.
+SHARD_WINDOWS = 512
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class StoryData:
     `train`, `valid`: uint16 token ids, shape (n_tokens,), memory-mapped.
     `bytes_per_token`: UTF-8 bytes of the validation stories per validation token, where
     end-of-text counts as a token of no bytes: nats / ln 2 / bytes_per_token = bits per byte.
+    `shard`: windows shuffled together where the tokens are the beginning of a stream.
     `summary`: source, tokenizer, counts, overlap and checksums, for the run's history.
     """
 
@@ -51,11 +54,12 @@ class StoryData:
     bytes_per_token: float
     summary: dict
     config: TrainingConfig
+    shard: int | None
 
     def train_batch(self, step: int) -> torch.LongTensor:
         """int64 (batch_size, context_length + 1); depends on the config's seed and `step` alone."""
         c = self.config
-        return batches.train_batch(self.train, c.seed, step, c.batch_size, c.context_length)
+        return batches.train_batch(self.train, c.seed, step, c.batch_size, c.context_length, self.shard)
 
     def heldout_batches(self) -> list[torch.LongTensor]:
         """Up to eval_batches of int64 (batch_size, context_length + 1), the same ones every time."""
@@ -119,7 +123,7 @@ def _local_files(config: TrainingConfig, say) -> StoryData:
         name = "builtin"
         encoding = load_tokenizer(name)
     tokens = load_or_build(Path(config.cache_dir), source, name, encoding, None, say)
-    need = _need(config, config.total_steps, config.eval_batches)
+    need = _need(config)
     if source.valid is None and len(tokens.valid) < need.valid:
         raise UserError(
             f"holding out one story in twenty of {source.description} leaves {len(tokens.valid):,} tokens, but "
@@ -133,7 +137,7 @@ def _tinystories(config: TrainingConfig, say) -> StoryData:
     """Raises HubUnavailable, or TokenizerUnavailable."""
     name = "gpt2" if config.tokenizer == "auto" else config.tokenizer
     cache_dir = Path(config.cache_dir)
-    need = _need(config, config.total_steps, config.eval_batches)
+    need = _need(config)
     hub = TinyStoriesHub()
     source = hub.source()
     folder = cache_folder(cache_dir, source, name)
@@ -158,16 +162,20 @@ def _tinystories(config: TrainingConfig, say) -> StoryData:
 def _fewer_tokens(folder: Path, encoding: tiktoken.Encoding, config: TrainingConfig) -> TokenisedStories | None:
     """An undamaged cache that has at least one batch of each kind, or None."""
     try:
-        return load_tokens(folder, encoding, _need(config, n_steps=1, n_eval_batches=1))
+        one_batch = TokenNeed(
+            train=(config.batch_size + 1) * config.context_length,
+            valid=config.batch_size * (config.context_length + 1),
+        )
+        return load_tokens(folder, encoding, one_batch)
     except CacheUnusable:
         return None
 
 
-def _need(config: TrainingConfig, n_steps: int, n_eval_batches: int) -> TokenNeed:
-    n_samples = max(n_steps, 1) * config.batch_size
+def _need(config: TrainingConfig) -> TokenNeed:
+    n_shards = -(-max(config.total_steps, 1) * config.batch_size // SHARD_WINDOWS)
     return TokenNeed(
-        train=(n_samples + 1) * config.context_length + 1,
-        valid=n_eval_batches * config.batch_size * (config.context_length + 1),
+        train=(n_shards * SHARD_WINDOWS + 1) * config.context_length,
+        valid=config.eval_batches * config.batch_size * (config.context_length + 1),
     )
 
 
@@ -195,7 +203,9 @@ def _story_data(
         "overlap": tokens.overlap,
     }
     bytes_per_token = _bytes_per_token(valid, encoding, end_of_text)
-    data = StoryData(train, valid, encoding, end_of_text, bytes_per_token, summary, config)
+    data = StoryData(
+        train, valid, encoding, end_of_text, bytes_per_token, summary, config, SHARD_WINDOWS if need else None
+    )
     # Too few tokens for a batch are an error of now, not of the first step.
     data.train_batch(0)
     n_heldout = len(data.heldout_batches())

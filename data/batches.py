@@ -21,10 +21,13 @@ def windows_per_epoch(n_tokens: int, context_length: int) -> int:
 
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs
-def _epoch_starts(n_tokens: int, context_length: int, seed: int, epoch: int) -> np.ndarray:
+def _epoch_starts(n_tokens: int, context_length: int, seed: int, epoch: int, shard: int | None) -> np.ndarray:
     generator = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64)))
     offset = generator.integers(context_length)
-    starts = offset + context_length * generator.permutation(windows_per_epoch(n_tokens, context_length))
+    n_windows = windows_per_epoch(n_tokens, context_length)
+    shard = shard or n_windows
+    order = [first + generator.permutation(min(shard, n_windows - first)) for first in range(0, n_windows, shard)]
+    starts = offset + context_length * np.concatenate(order)
     starts.flags.writeable = False
     return starts
 
@@ -34,11 +37,15 @@ def _windows(tokens: np.ndarray, starts, context_length: int) -> torch.LongTenso
     return torch.from_numpy(windows.astype(np.int64))
 
 
-def train_batch(tokens: np.ndarray, seed: int, step: int, batch_size: int, context_length: int) -> torch.LongTensor:
+def train_batch(
+    tokens: np.ndarray, seed: int, step: int, batch_size: int, context_length: int, shard: int | None = None
+) -> torch.LongTensor:
     """Batch number `step`: int64 (batch_size, context_length + 1), on the CPU.
 
     A pure function of its arguments. Within an epoch every window is drawn once, in an
-    order and from a start offset that depend on (seed, epoch) alone.
+    order and from a start offset that depend on (seed, epoch) alone. With `shard`, windows
+    are shuffled within runs of so many: then more tokens at the end of `tokens`, which a longer
+    run reads of a stream, do not change the batches before them.
 
     Raises:
         UserError: `tokens` holds fewer windows than one batch.
@@ -52,7 +59,7 @@ def train_batch(tokens: np.ndarray, seed: int, step: int, batch_size: int, conte
     starts = []
     for sample in range(step * batch_size, (step + 1) * batch_size):
         epoch, position = divmod(sample, n_windows)
-        starts.append(_epoch_starts(len(tokens), context_length, seed, epoch)[position])
+        starts.append(_epoch_starts(len(tokens), context_length, seed, epoch, shard)[position])
     return _windows(tokens, starts, context_length)
 
 

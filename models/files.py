@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
-import tempfile
+import struct
+import zipfile
 from pathlib import Path
 
 import torch
@@ -24,17 +25,15 @@ def save_model(model: Transformer, path: str | Path) -> None:
     """
     path = Path(path)
     content = {"format": FORMAT, "config": dataclasses.asdict(model.config), "weights": model.state_dict()}
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-            temporary = file.name
+        with temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise UserError(
             f"could not write the model {path}: {error}; free some space or choose another folder"
         ) from error
@@ -50,9 +49,12 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Transfor
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no model file at {path}")
+    # What is no zip archive would be handed to torch's unpickler of old, which fails in many ways.
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is damaged or no model of ours; train it again or copy it anew")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, ValueError, struct.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged or no model of ours ({reason}); train it again or copy it anew") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -62,7 +64,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Transfor
         with torch.device("meta"):
             model = Transformer(config)
         model.load_state_dict(content["weights"], assign=True)
-    except (RuntimeError, TypeError, KeyError) as error:
+    except (RuntimeError, TypeError, KeyError, UserError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the weights in {path} do not fit the geometry that it names: {reason}") from error
     return model.requires_grad_(True)

@@ -76,7 +76,9 @@ def next_token_loss(model: Transformer, tokens_BT: Tensor) -> tuple[Tensor, list
     """
     hidden_BTD, routings = model.hidden(tokens_BT[:, :-1])
     target_N = tokens_BT[:, 1:].flatten()
-    total = TiedCrossEntropy.apply(hidden_BTD.flatten(0, 1), model.embedding.weight, target_N)
+    # An autograd function is not told of no_grad; without this, evaluation would compute gradients.
+    embedding_VD = model.embedding.weight if torch.is_grad_enabled() else model.embedding.weight.detach()
+    total = TiedCrossEntropy.apply(hidden_BTD.flatten(0, 1), embedding_VD, target_N)
     return total / len(target_N), routings
 
 

@@ -6,7 +6,7 @@ to one, which is what makes upcycling exact: equal experts give every token the 
 
 Tokens are sorted by expert, each expert multiplies its run of rows (one grouped matrix product),
 and the inverse permutation brings the rows home, where they are summed: no atomics, so the same
-input gives the same bits.
+input gives the same output, bit by bit.
 
 Shape letters: N tokens (batch × time), S slots (N × top_k), E experts, D d_model, F hidden units.
 Stacked weights are (E, out, in).

@@ -94,3 +94,13 @@ def test_heldout_need_met_exactly_or_by_fewer_batches():
     assert len(heldout_batches(TOKENS[:11], 5, 1, 10)) == 1
     with pytest.raises(UserError, match="43 tokens, but one batch of 4 x 11 needs 44; .*--valid-data"):
         heldout_batches(TOKENS[:43], 3, 4, 10)
+
+
+def test_more_of_a_stream_changes_no_earlier_batch():
+    tokens = np.random.default_rng(0).integers(0, 1000, 5 * 8 * 16 + 16).astype(np.uint16)
+    shorter, longer = tokens[: 2 * 8 * 16 + 16], tokens
+    for step in range(4):
+        first, second = (train_batch(each, 3, step, 4, 16, shard=8) for each in (shorter, longer))
+        assert torch.equal(first, second)
+    starts = {tuple(row) for step in range(10) for row in train_batch(longer, 3, step, 4, 16, shard=8).tolist()}
+    assert len(starts) == 40, "every window once"

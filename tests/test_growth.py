@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from config import ModelConfig, UserError
-from models import Transformer, next_token_loss
+from models import Transformer, build_dense_model, next_token_loss
 from test_growth_checks import lively_dense_model, lively_moe_model
 from transfer.growth_maps import MEAN, AxisMap, GrowthMaps, block_origins
 from transfer.probe import probe_tokens
@@ -68,6 +68,15 @@ def test_upcycling_copies_experts_and_keeps_the_function():
     assert all(torch.equal(expert, dense.blocks[1].mlp.up.weight) for expert in moe.blocks[1].mlp.up.weight)
     std = torch.cat([block.mlp.router.weight.flatten() for block in moe.blocks]).std().item()
     assert std == pytest.approx(0.02, rel=0.2)
+
+
+def test_new_routers_are_no_copies_of_anything_drawn_from_the_same_seed():
+    dense = build_dense_model(GEOMETRY, seed=0)
+    routers = [block.mlp.router.weight for block in upcycle_to_moe(dense, seed=0).blocks]
+    drawn = torch.cat([p.flatten() for p in dense.parameters()])
+    for router in routers:
+        assert not torch.isin(router.flatten(), drawn).any()
+    assert not torch.equal(routers[0], routers[1])
 
 
 def test_a_zero_router_sends_all_tokens_to_the_same_experts():

@@ -101,6 +101,22 @@ def test_loss_and_its_gradients_equal_plain_cross_entropy_also_in_chunks(dtype, 
         torch.testing.assert_close(torch.autograd.grad(loss, list(model.parameters())), expected)
 
 
+def test_evaluation_computes_no_gradients(monkeypatch):
+    model = lively_dense_model(SMALL)
+    wanted = []
+    forward = loss_module.TiedCrossEntropy.forward
+
+    def watched(ctx, *arguments):
+        wanted.append(any(ctx.needs_input_grad))
+        return forward(ctx, *arguments)
+
+    monkeypatch.setattr(loss_module.TiedCrossEntropy, "forward", watched)
+    next_token_loss(model, tokens(SMALL))
+    with torch.no_grad():
+        next_token_loss(model, tokens(SMALL))
+    assert wanted == [True, False]
+
+
 def test_loss_computes_no_gradient_that_nobody_wants():
     model = lively_dense_model(SMALL).requires_grad_(False)
     model.blocks[0].mlp.up.weight.requires_grad_(True)
@@ -144,9 +160,11 @@ def damaged_files(folder):
     (folder / "truncated.pt").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     (folder / "empty.pt").touch()
     (folder / "text.pt").write_text("no model at all")
+    (folder / "pickle.pt").write_bytes(b".")
     torch.save({"weights": content["weights"]}, folder / "foreign.pt")
     torch.save({**content, "config": {**content["config"], "d_model": 64}}, folder / "geometry.pt")
     torch.save({**content, "config": {"colour": 3}}, folder / "fields.pt")
+    torch.save({**content, "config": {**content["config"], "n_heads": 5}}, folder / "odd.pt")
     return whole
 
 
@@ -154,12 +172,14 @@ def damaged_files(folder):
     "name, text",
     [
         ("missing.pt", "no model file at"),
+        ("pickle.pt", "damaged or no model of ours"),
         ("truncated.pt", "damaged or no model of ours"),
         ("empty.pt", "damaged or no model of ours"),
         ("text.pt", "damaged or no model of ours"),
         ("foreign.pt", "not a model of ours"),
         ("geometry.pt", "do not fit the geometry"),
         ("fields.pt", "do not fit the geometry"),
+        ("odd.pt", "do not fit the geometry"),
     ],
 )
 def test_files_that_are_no_model_are_refused_in_one_line(tmp_path, name, text):
@@ -207,6 +227,7 @@ def test_too_many_positions_are_refused():
         ({"d_model": 36}, "= 9 is odd"),
         ({"n_experts": 2, "top_k": 3}, "top_k is 3"),
         ({"n_layers": 0}, "n_layers is 0"),
+        ({"d_model": 4_000_000_000}, "d_model is 4000000000, must be between 1 and 1048576"),
         ({"vocab_size": -1}, "vocab_size is -1"),
     ],
 )

@@ -53,8 +53,23 @@ def test_heads_not_scaled(old, grown, capsys):
     assert "rope" in failures(old, broken)
 
 
+@pytest.mark.parametrize("n_heads", [2, 16])
+def test_other_numbers_of_heads_fail_and_do_not_crash(old, grown, n_heads):
+    broken = Transformer.empty(dataclasses.replace(grown.config, n_heads=n_heads))
+    broken.load_state_dict(grown.state_dict())
+    assert {"rope", "functional"} <= failures(old, broken).keys()
+
+
 def test_rotary_base_changed(old, grown):
-    """A head whose frequencies are wrong has the right shape: only its scores tell."""
+    broken = Transformer.empty(dataclasses.replace(grown.config, rope_base=500.0))
+    broken.load_state_dict(grown.state_dict())
+    result = check_rope_integrity(old, broken)
+    assert not result and result.hint == ROPE_HINT and "scores drift" in result.reason
+    assert "rope" in failures(old, broken)
+
+
+def test_query_rows_of_heads_shifted(old, grown):
+    """The shapes are right: only the scores tell."""
     for block in grown.blocks:
         rows = block.attention.qkv.weight.view(8, 3, 8, -1)
         rows[:, 0] = rows[:, 0].roll(1, dims=1)
@@ -116,9 +131,17 @@ def test_mean_filled_features_without_the_gain_that_makes_up_for_them(old):
     assert "first in block 1" in check_functional_identity(old, grown).reason
 
 
-def test_a_value_that_is_no_number_is_a_drift(old, grown):
+def test_a_value_that_is_no_number_is_a_drift_and_no_living_clone(old, grown):
     grown.blocks[0].mlp.down.bias[0] = float("nan")
     assert not check_functional_identity(old, grown)
+    grown.final_norm.weight.fill_(float("nan"))
+    assert not check_symmetry_breaking(old, grown)
+
+
+def test_clones_without_any_gradient_are_not_alive(old, grown):
+    grown.final_norm.weight.zero_()
+    result = check_symmetry_breaking(old, grown)
+    assert not result and "No clone received any gradient" in result.reason
 
 
 def test_tolerance_decides(old, grown):

@@ -98,6 +98,7 @@ def test_its_history_says_what_happened(finished):
     ]
     shares = [row["expert_shares"] for row in rows if "expert_shares" in row]
     assert all(sum(layer) == pytest.approx(1, abs=1e-3) for step in shares for layer in step)
+    assert rows[-1]["total_drop"] == boundaries[1]["loss_after"] - evals[3][-1]
     assert [row["story"][: len(row["prompt"])] for row in rows if row["event"] == "sample"] == ["Once upon a time"] * 3
 
 
@@ -177,6 +178,8 @@ BAD_INPUTS = [
     (["--scale-factor", "1.3"], "which is not a whole number; factors that work up to 2: 1.5, 2"),
     (["--scale-factor", "nan"], "scale_factor is nan"),
     (["--steps-phase2", "-1"], "steps_phase2 is -1, must be 0 or more"),
+    (["--scale-factor", "1e12"], "d_model is 32000000000000"),
+    (["--seed", "18446744073709551616"], "seed is 18446744073709551616, must be below 2**63"),
     (["--lr-phase1", "inf"], "lr_phase1 is inf"),
     (["--data", "no/such/file.txt"], "no/such/file.txt"),
     (["--data", "{empty}"], "empty"),
@@ -233,6 +236,21 @@ def test_overwriting_replaces_an_earlier_run(tmp_path, token_cache):
 def test_a_loss_that_is_no_number_stops_with_advice(tmp_path, token_cache, capsys):
     assert run(tmp_path, token_cache, "--lr-phase1", "1e30", "--grad-clip", "1e30") == 2
     assert re.search(r"phase 1, step \d+: loss .*--lr-phase1 5e\+29", capsys.readouterr().err)
+
+
+def test_a_model_that_the_last_step_ruined_is_not_saved(tmp_path, token_cache, capsys):
+    ruinous = "--steps-phase1 0 --steps-phase2 0 --steps-phase3 1 --lr-phase3 1e38 --grad-clip 1e30".split()
+    assert run(tmp_path, token_cache, *ruinous) == 2
+    assert "phase 3, step 0: loss nan" in capsys.readouterr().err
+    assert not (tmp_path / "large_moe_final.pt").exists()
+
+
+def test_no_sample_tokens_claim_no_story(tmp_path, token_cache, capsys):
+    none = "--steps-phase1 0 --steps-phase2 0 --steps-phase3 0 --sample-tokens 0".split()
+    assert run(tmp_path, token_cache, *none) == 0
+    assert "Story" not in capsys.readouterr().out
+    rows = read_history(tmp_path / "training_history.jsonl")
+    assert [row["same_story"] for row in rows if row["event"] == "boundary"] == [None, None]
 
 
 def test_out_of_memory_names_the_ways_out(tmp_path, token_cache, capsys, monkeypatch):

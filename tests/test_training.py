@@ -9,6 +9,8 @@ import torch.nn.functional as F
 
 from config import PRESETS, ModelConfig, TrainingConfig, UserError
 from models import count_parameters, next_token_loss
+from models import moe as moe_module
+from models import transformer as transformer_module
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training import device as device_module
 from training import plan as plan_module
@@ -50,6 +52,13 @@ def test_history_keeps_every_row_and_a_torn_last_line_is_left_out(tmp_path):
     assert [(row["event"], row["loss"]) for row in read_history(history.path)] == [("step", 1.5), ("eval", 1.25)]
 
 
+def test_history_stays_json_where_a_figure_is_not_finite(tmp_path):
+    history = History(tmp_path / "h.jsonl")
+    history.write("verification", largest_drift=float("inf"), loss=float("nan"), passed=False)
+    row = read_history(history.path)[0]
+    assert row["largest_drift"] is None and row["loss"] is None and row["passed"] is False
+
+
 def test_heldout_loss_is_exact_whatever_the_training_precision():
     model = lively_dense_model(SMALL)
     batches = [torch.randint(101, (2, 17), generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -77,11 +86,12 @@ def test_device_check_finds_nothing_on_this_cpu():
 def test_device_check_catches_attention_that_sees_the_future(monkeypatch):
     attention = F.scaled_dot_product_attention
 
-    # As on MPS up to torch 2.12: bf16 alone leaks. Losses of random weights hardly tell.
+    # As on MPS up to torch 2.12: bf16 alone leaks.
     def leaky(q, k, v, is_causal):
         return attention(q, k, v, is_causal=is_causal and q.dtype != torch.bfloat16)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", leaky)
+    monkeypatch.setitem(device_module.TOLERANCE, torch.bfloat16, 10.0)  # so that only the leak tells
     assert "future token" in device_module.find_fault(CPU, torch.bfloat16)
     said = []
     config = dataclasses.replace(TrainingConfig(), d_model=32, n_heads=2)
@@ -91,18 +101,35 @@ def test_device_check_catches_attention_that_sees_the_future(monkeypatch):
         device_module.choose_precision(CPU, dataclasses.replace(config, precision="bf16"), said.append)
 
 
-def test_device_check_catches_a_loss_that_is_not_the_cpus(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fault", ["no attention", "no experts", "no GELU", "wrong experts", "no positions"])
+def test_device_check_catches_kernels_that_compute_something_else(fault, dtype, monkeypatch):
+    attention, product = F.scaled_dot_product_attention, moe_module.grouped_product
+    faulty = {
+        "no attention": (F, "scaled_dot_product_attention", lambda q, k, v, is_causal: 0 * attention(q, k, v)),
+        "no experts": (moe_module, "grouped_product", lambda *a: 0 * product(*a)),
+        "no GELU": (F, "gelu", lambda x: x),
+        "wrong experts": (moe_module, "grouped_product", lambda x, w, n: product(x, w.flip(0), n)),
+        "no positions": (transformer_module, "apply_rope", lambda x, cos, sin: 1 * x),
+    }[fault]
+    right = device_module.logits_and_gradients
     calls = []
 
     def device_errs(model, tokens):
         calls.append(model)
-        loss, routings = next_token_loss(model, tokens)
-        return loss + (0.5 if len(calls) % 2 == 0 else 0.0), routings  # every second call is the device's
+        if len(calls) % 2:  # the CPU's
+            return right(model, tokens)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(*faulty)
+            return right(model, tokens)
 
-    monkeypatch.setattr(device_module, "next_token_loss", device_errs)
-    assert "where the CPU's is" in device_module.find_fault(CPU, torch.float32)
-    calls.clear()
-    with pytest.raises(UserError, match="device self-check: on cpu, fp32, the loss is .*--device cpu"):
+    monkeypatch.setattr(device_module, "logits_and_gradients", device_errs)
+    assert "differ from the CPU's by" in device_module.find_fault(CPU, dtype)
+
+
+def test_a_device_that_fails_in_fp32_is_refused(monkeypatch):
+    monkeypatch.setattr(device_module, "find_fault", lambda device, dtype: "logits differ")
+    with pytest.raises(UserError, match="device self-check: on cpu, fp32, logits differ.*--device cpu"):
         device_module.choose_precision(CPU, PRESETS["tiny"], print)
 
 

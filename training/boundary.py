@@ -5,15 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from models import Transformer
-from training.evaluate import heldout_loss
+from training.evaluate import bits_per_byte, heldout_loss
 from training.loop import continuation
-from training.report import jump_verdict
+from training.report import LARGEST_JUMP, jump_verdict
 from training.run import Run
 from transfer.probe import PROBE_BATCH, PROBE_TOKENS
 from transfer.verify_growth_mechanics import CheckResult, check_functional_identity, detailed_growth_check
-
-# Nats. The card asks for 0.05 and 0.001; exact growth leaves rounding alone.
-LARGEST_JUMP = 1e-5
 
 
 class GrowthCheckFailed(Exception):
@@ -29,20 +26,30 @@ def cross_boundary(run: Run, to_phase: int, old_model: Transformer, new_model: T
     config = run.config
     loss_before, loss_after = (heldout_loss(model, run.heldout) for model in (old_model, new_model))
     jump = loss_after - loss_before
-    same_story = continuation(run, old_model) == continuation(run, new_model)
+    same_story = None
+    if config.sample_tokens:
+        same_story = continuation(run, old_model) == continuation(run, new_model)
     results = run_checks(run, to_phase, old_model, new_model)
 
     print(
         f"\n  Phase {to_phase - 1}→{to_phase} held-out loss, same batches, fp32: "
         f"{loss_before:.6f} → {loss_after:.6f}, jump {jump:+.1e}  {jump_verdict(jump, to_phase)}"
     )
-    print(f"  Story of the grown model: {'the same, token for token' if same_story else 'differs'}")
+    if same_story is not None:
+        print(f"  Story of the grown model: {'the same, token for token' if same_story else 'differs'}")
     run.losses[f"phase{to_phase}_first"] = loss_after
     run.losses[f"jump{to_phase - 1}{to_phase}"] = jump
     run.history.write(
-        "boundary", from_phase=to_phase - 1, to_phase=to_phase, loss_before=loss_before, loss_after=loss_after,
-        jump=jump, same_story=same_story, tokens=run.tokens_seen,
-    )  # fmt: skip
+        "boundary",
+        from_phase=to_phase - 1,
+        to_phase=to_phase,
+        loss_before=loss_before,
+        loss_after=loss_after,
+        jump=jump,
+        bits_per_byte=bits_per_byte(loss_after, run.data.bytes_per_token),
+        same_story=same_story,
+        tokens=run.tokens_seen,
+    )
     for result in results:
         run.history.write(
             "verification",
@@ -56,7 +63,7 @@ def cross_boundary(run: Run, to_phase: int, old_model: Transformer, new_model: T
     failed = [f"{result.name} ({result.reason})" for result in results if not result]
     if not abs(jump) <= LARGEST_JUMP:
         failed.append(f"jump ({jump:+.1e} nats, allowed {LARGEST_JUMP:.0e})")
-    if not same_story:
+    if same_story is False:
         failed.append("story (the grown model tells another one)")
     if failed and not config.ignore_failed_checks:
         raise GrowthCheckFailed(

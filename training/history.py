@@ -8,15 +8,19 @@ step          phase, step (in the phase), loss (training batch, nats a token), l
               steps of an MoE also balance_loss, z_loss and expert_shares (one list per layer)
 eval          phase, step, tokens, loss (held-out, nats a token), bits_per_byte
 boundary      from_phase, to_phase, loss_before, loss_after, jump (same held-out batches, fp32),
-              same_story, tokens
+              bits_per_byte, same_story (null where sample_tokens is 0), tokens
 verification  to_phase, check, passed, reason, and the check's figures
 sample        phase, prompt, story, token_ids (of the continuation)
-summary       what the closing box prints: first and final losses, jumps, total_drop, seconds
+summary       phase1_final, phase2_first, phase2_final, phase3_first, phase3_final (held-out losses),
+              jump12, jump23, total_drop (in phase 3), seconds (of the whole run)
+
+A figure that is not finite is null.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -38,7 +42,9 @@ class History:
             raise UserError(f"cannot write {path}: {error.strerror}; choose another --checkpoint-dir") from error
 
     def write(self, event: str, **values) -> None:
-        row = {"event": event, "time": round(time.time(), 3), **values}
+        # JSON has no NaN and no infinity; a failed check may have measured one.
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        row = {"event": event, "time": round(time.time(), 3), **finite}
         try:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()

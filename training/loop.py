@@ -70,11 +70,7 @@ class StepRows:
         """Writes all rows to the history and prints the last, with the routing of its step."""
         for step, loss, grad_norm, lr, tokens, seconds in self.rows:
             loss, grad_norm = loss.item(), grad_norm.item()
-            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                raise UserError(
-                    f"phase {self.phase}, step {step}: loss {loss}, gradient norm {grad_norm}; "
-                    f"train again with --lr-phase{self.phase} {self.run.config.learning_rate(self.phase) / 2:g}"
-                )
+            require_finite(self.run, self.phase, step, loss, grad_norm)
             is_last = step == self.rows[-1][0]
             figures = routing_figures(routings) if is_last and routings else {}
             self.run.history.write(
@@ -83,6 +79,15 @@ class StepRows:
             )  # fmt: skip
         tqdm.write(f"  step {step:>4} | loss {loss:.4f} | {seconds:.1f}s")
         self.rows.clear()
+
+
+def require_finite(run: Run, phase: int, step: int, loss: float, grad_norm: float = 0.0) -> None:
+    """Raises UserError where training has run away, before anything of it is saved."""
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise UserError(
+            f"phase {phase}, step {step}: loss {loss}, gradient norm {grad_norm}; "
+            f"train again with --lr-phase{phase} {run.config.learning_rate(phase) / 2:g}"
+        )
 
 
 def routing_figures(routings: list[Routing]) -> dict:
@@ -98,6 +103,7 @@ def routing_figures(routings: list[Routing]) -> dict:
 def record_evaluation(run: Run, phase: int, step: int, model: Transformer) -> float:
     """Measures, prints and records the held-out loss in nats a token, and returns it."""
     loss = heldout_loss(model, run.heldout)
+    require_finite(run, phase, step, loss)
     bits = bits_per_byte(loss, run.data.bytes_per_token)
     tqdm.write(f"  step {max(step, 0):>4} | held-out loss {loss:.4f} | {bits:.3f} bits per byte")
     run.history.write("eval", phase=phase, step=step, tokens=run.tokens_seen, loss=loss, bits_per_byte=bits)

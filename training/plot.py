@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from config import UserError
 from training.history import read_history
 
 COLOURS = {1: "#4477aa", 2: "#ee7733", 3: "#228833"}
@@ -11,7 +12,11 @@ NAMES = {1: "dense", 2: "mixture of experts", 3: "grown mixture of experts"}
 
 
 def plot_curves(history_path: Path, picture_path: Path) -> None:
-    """Draws the picture from the history alone, so that it can be drawn again at any time."""
+    """Draws the picture from the history alone, so that it can be drawn again at any time.
+
+    Raises:
+        UserError: the picture cannot be written.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -44,5 +49,9 @@ def plot_curves(history_path: Path, picture_path: Path) -> None:
     axes.set_title("Loss: training batches (thin), held-out stories (dots)")
     axes.grid(alpha=0.25)
     axes.legend(loc="lower left")
-    figure.savefig(picture_path, dpi=110)
-    plt.close(figure)
+    try:
+        figure.savefig(picture_path, dpi=110)
+    except OSError as error:
+        raise UserError(f"could not write {picture_path}: {error.strerror}; models and history are complete") from error
+    finally:
+        plt.close(figure)

@@ -6,10 +6,11 @@ import torch
 
 from config import ModelConfig
 from models import ParameterCount
+from training.evaluate import bits_per_byte
 
 PHASE_NAMES = {1: "Dense Model", 2: "Mixture of Experts (Upcycling)", 3: "Large MoE (Bilateral Growth)"}
-# Nats; the card's own limits.
-NORMAL_JUMP = {2: 0.05, 3: 0.001}
+# Nats. The card asks for 0.05 and 0.001; exact growth leaves rounding alone.
+LARGEST_JUMP = 1e-5
 
 
 def phase_header(
@@ -39,29 +40,37 @@ def phase_header(
 
 
 def jump_verdict(jump: float, to_phase: int) -> str:
-    if not abs(jump) < NORMAL_JUMP[to_phase]:
+    if not abs(jump) <= LARGEST_JUMP:
         return "❌ LARGE"
     return "✅ Small (normal)" if to_phase == 2 else "✅ TINY (success!)"
 
 
-def boundary_summary(losses: dict[str, float]) -> str:
+def boundary_summary(losses: dict[str, float], bytes_per_token: float) -> str:
     """The closing box. All losses are held-out, in fp32; jumps compare the same batches."""
     bar = "═" * 59
-    total_drop = losses["phase3_first"] - losses["phase3_final"]
+
+    def line(label: str, name: str) -> str:
+        loss = losses[name]
+        return f"  {label:<24}:  {loss:.4f}   {bits_per_byte(loss, bytes_per_token):.3f} bits per byte"
+
+    def jump(label: str, to_phase: int) -> str:
+        jump = losses[f"jump{to_phase - 1}{to_phase}"]
+        return f"  {label:<24}:  {abs(jump):.4f}  {jump_verdict(jump, to_phase)}"
+
     return "\n".join(
         [
             "",
             "BOUNDARY SUMMARY  (held-out losses, fp32)",
             bar,
-            f"  Phase 1 final loss      :  {losses['phase1_final']:.4f}",
-            f"  Phase 2 first loss      :  {losses['phase2_first']:.4f}",
-            f"  Phase 2 final loss      :  {losses['phase2_final']:.4f}",
-            f"  Phase 1→2 jump          :  {abs(losses['jump12']):.4f}  {jump_verdict(losses['jump12'], 2)}",
+            line("Phase 1 final loss", "phase1_final"),
+            line("Phase 2 first loss", "phase2_first"),
+            line("Phase 2 final loss", "phase2_final"),
+            jump("Phase 1→2 jump", 2),
             "",
-            f"  Phase 3 first loss      :  {losses['phase3_first']:.4f}",
-            f"  Phase 3 final loss      :  {losses['phase3_final']:.4f}",
-            f"  Phase 2→3 jump          :  {abs(losses['jump23']):.4f}  {jump_verdict(losses['jump23'], 3)}",
-            f"  Phase 3 total drop      :  {total_drop:.4f}",
+            line("Phase 3 first loss", "phase3_first"),
+            line("Phase 3 final loss", "phase3_final"),
+            jump("Phase 2→3 jump", 3),
+            f"  {'Phase 3 total drop':<24}:  {losses['total_drop']:.4f}",
             bar,
         ]
     )

@@ -49,7 +49,7 @@ def compare_clone_gradients(
         difference = relative_differences(parameter.grad, axis)
         parameter.grad = None
         if len(difference):
-            locked = int((difference < locked_below).sum())
+            locked = int((~(difference >= locked_below)).sum())  # also where it is no number
             comparisons.append(CloneComparison(index, kind, len(difference), locked, difference.median().item()))
 
     model.zero_grad(set_to_none=True)
@@ -78,5 +78,5 @@ def relative_differences(gradient: Tensor, axis: AxisMap) -> Tensor:
     g1, g2 = gradient.index_select(-2, first), gradient.index_select(-2, second)
     size = torch.maximum(g1.norm(dim=-1), g2.norm(dim=-1)).flatten()
     distance = (g1.sub_(g2)).norm(dim=-1).flatten()
-    learning = size > 0
+    learning = size != 0
     return distance[learning] / size[learning]

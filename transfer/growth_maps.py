@@ -128,14 +128,17 @@ class GrowthMaps:
     @classmethod
     def between(cls, old: ModelConfig, new: ModelConfig) -> GrowthMaps:
         """Raises UserError where `new` is no growth of `old`."""
-        same = ("vocab_size", "n_experts", "top_k", "rope_base")
+        same = ("vocab_size", "n_experts", "top_k")
         differing = [name for name in same if getattr(old, name) != getattr(new, name)]
-        if differing or new.d_model < old.d_model or new.n_layers < old.n_layers or new.n_heads < old.n_heads:
+        if differing or new.d_model < old.d_model or new.n_layers < old.n_layers:
             reason = f"{', '.join(differing)} differ" if differing else "it is smaller somewhere"
             raise UserError(f"the new model is no growth of the old one: {reason}")
+        if new.d_model % old.head_dim:
+            raise UserError(f"the width {new.d_model} is no multiple of the old head_dim {old.head_dim}")
         return cls(
             residual=AxisMap.tiled_with_mean(old.d_model, new.d_model),
-            heads=AxisMap.tiled(old.n_heads, new.n_heads),
+            # As many heads as the width should have: a model that has others fails the RoPE check.
+            heads=AxisMap.tiled(old.n_heads, new.d_model // old.head_dim),
             hidden=AxisMap.tiled(old.d_hidden, new.d_hidden),
             head_dim=old.head_dim,
             block_origins=block_origins(old.n_layers, new.n_layers - old.n_layers),

@@ -16,7 +16,6 @@ The proofs are in docs/PHASE3_BILATERAL_GROWTH.md.
 from __future__ import annotations
 
 import math
-import zlib
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from torch import Tensor
 from models import Transformer
 from models.transformer import RESIDUAL_WRITERS, initialise_parameter
 from transfer.growth_maps import AxisMap, GrowthMaps
+from transfer.random_streams import parameter_generator
 
 
 def hyperclone_weight(
@@ -83,7 +83,7 @@ def scale_bilaterally(
     old_parameters = dict(old_model.named_parameters())
 
     for name, parameter in new_model.named_parameters():
-        generator = torch.Generator(parameter.device).manual_seed(seed + zlib.crc32(name.encode()))
+        generator = parameter_generator(seed, name, parameter.device)
         old_name = name
         if name.startswith("blocks."):
             _, block, inside = name.split(".", 2)

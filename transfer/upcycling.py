@@ -10,6 +10,7 @@ import torch
 
 from config import UserError
 from models import Transformer
+from transfer.random_streams import parameter_generator
 
 
 @torch.no_grad()
@@ -29,10 +30,9 @@ def upcycle_to_moe(
     embedding = dense_model.embedding.weight
     moe = Transformer.empty(dense_model.config.upcycled(n_experts, top_k), embedding.device, embedding.dtype)
     dense_parameters = dict(dense_model.named_parameters())
-    generator = torch.Generator().manual_seed(seed)
     for name, parameter in moe.named_parameters():
         if name.endswith("router.weight"):
-            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, router_std, generator=generator))
+            parameter.normal_(0.0, router_std, generator=parameter_generator(seed, name, parameter.device))
         else:
             # A dense weight (out, in) fills a stack (n_experts, out, in) by broadcasting.
             parameter.copy_(dense_parameters[name])

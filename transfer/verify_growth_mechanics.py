@@ -75,9 +75,8 @@ def check_rope_integrity(
     }
     print(f"  head_dim {old.head_dim} → {new.head_dim}, heads {old.n_heads} → {new.n_heads}")
     if old.head_dim != new.head_dim:
-        return _verdict(
-            "rope", False, figures, f"RoPE broken: head_dim changed from {old.head_dim} to {new.head_dim}", ROPE_HINT
-        )
+        reason = f"RoPE broken: head_dim changed from {old.head_dim} to {new.head_dim}"
+        return _verdict("rope", False, figures, reason, ROPE_HINT)
     maps, tokens = GrowthMaps.between(old, new), _tokens(old_model, tokens)
     drift = 0.0
     with torch.no_grad(), exact_arithmetic(new_model):
@@ -137,9 +136,11 @@ def check_symmetry_breaking(
     maps, tokens = GrowthMaps.between(old_model.config, new_model.config), _tokens(old_model, tokens)
     locked_below = max(LOCKED_BELOW, 4 * torch.finfo(new_model.embedding.weight.dtype).eps)
     comparisons = compare_clone_gradients(new_model, maps, tokens, locked_below)
-    if not comparisons:
+    if old_model.config.d_model == new_model.config.d_model:
         print("  no clones: the width did not grow")
         return _verdict("symmetry", True, {"clone_pairs": 0})
+    if not comparisons:
+        return _verdict("symmetry", False, {"clone_pairs": 0}, "No clone received any gradient", SYMMETRY_HINT)
     for kind in ("heads", "hidden units", "residual features"):
         of_kind = [c for c in comparisons if c.kind == kind]
         if of_kind:
@@ -188,6 +189,7 @@ def check_functional_identity(
         print(f"  {name:<24} drift {drift:.1e}")
     with torch.no_grad(), exact_arithmetic(old_model, new_model):
         loss_difference = abs((next_token_loss(new_model, tokens)[0] - next_token_loss(old_model, tokens)[0]).item())
+    drifts.append(("loss", loss_difference))
     print(f"  max|Δlogit| {logit_difference:.1e}, |Δloss| {loss_difference:.1e} (tolerance {tolerance:.0e})")
     first = next(((name, drift) for name, drift in drifts if not drift <= tolerance), None)
     figures = {
