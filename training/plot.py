@@ -18,6 +18,7 @@ def plot_curves(history_path: Path, picture_path: Path) -> None:
         UserError: the picture cannot be written.
     """
     import matplotlib
+    import matplotlib.ticker
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -44,11 +45,16 @@ def plot_curves(history_path: Path, picture_path: Path) -> None:
                 f" phase {row['from_phase']}→{row['to_phase']}\n jump {row['jump']:+.0e}",
                 (row["tokens"] / 1e6, 0.97), xycoords=("data", "axes fraction"), va="top", fontsize=9, color="0.3",
             )  # fmt: skip
+    # The first steps fall so far that on a linear scale the boundaries would be flattened.
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     axes.set_xlabel("training tokens, millions")
     axes.set_ylabel("cross-entropy, nats a token")
     axes.set_title("Loss: training batches (thin), held-out stories (dots)")
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.87))
     try:
         figure.savefig(picture_path, dpi=110)
     except OSError as error:
