@@ -13,6 +13,8 @@ from __future__ import annotations
 import sys
 import time
 
+import torch
+
 from config import UserError
 from models import build_dense_model
 from training.boundary import GrowthCheckFailed, cross_boundary
@@ -63,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         if plan_only:
             is_gpt2 = config.tokenizer == "gpt2" or (config.tokenizer == "auto" and config.data != "builtin")
             vocab_size = 50_257 if is_gpt2 else 4_097
-            print(make_plan(config, vocab_size, device, None).table())
+            compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
+            print(make_plan(config, vocab_size, device, compute_dtype).table())
             return 0
         train(config, device)
         return 0
