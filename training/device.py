@@ -14,7 +14,7 @@ from models.transformer import INIT_STD
 WORTHWHILE_SPEEDUP = 1.15
 # Agreement with the CPU's fp32, as |difference| / |expected| of logits and gradients. Rounding is
 # some 1e-6 in fp32 and 1e-2 in bf16; a kernel that computes something else is of the order of 1.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 def pick_device(name: str) -> torch.device:
@@ -48,7 +48,7 @@ def require_fixed_mps(torch_version: str) -> None:
 def choose_precision(device: torch.device, config: TrainingConfig, say=print) -> torch.dtype | None:
     """Checks the device in about a second, and returns the dtype to compute in (None for fp32).
 
-    Each precision has to keep the future out of the past and to agree with the CPU's fp32 loss;
+    Each precision has to keep the future out of the past and to agree with the CPU's fp32;
     `precision="auto"` then takes bf16 where it is worth it by timing.
 
     Raises:
@@ -82,10 +82,11 @@ def choose_precision(device: torch.device, config: TrainingConfig, say=print) ->
 
 def find_fault(device: torch.device, dtype: torch.dtype) -> str:
     """What is wrong with a small model on this device in this precision; empty if nothing is."""
-    geometry = ModelConfig(vocab_size=512, d_model=64, n_layers=2, n_heads=2, n_experts=4, top_k=2, context_length=64)
+    # All experts serve every token: otherwise rounding alone could send one to another expert.
+    geometry = ModelConfig(vocab_size=512, d_model=64, n_layers=2, n_heads=2, n_experts=4, top_k=4, context_length=64)
     tokens = torch.randint(512, (2, 65), generator=torch.Generator().manual_seed(0))
     try:
-        for config in (geometry.upcycled(0, 2), geometry):
+        for config in (geometry.upcycled(n_experts=0, top_k=4), geometry):
             expected = logits_and_gradients(check_model(config), tokens)
             model = check_model(config).to(device)
             model.compute_dtype = None if dtype == torch.float32 else dtype
