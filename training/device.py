@@ -96,7 +96,7 @@ def find_fault(device: torch.device, dtype: torch.dtype) -> str:
                     return f"{name} differ from the CPU's by {error:.1e} of their size"
             if leak := future_leak(model, tokens[:, :-1].to(device)):
                 return f"changing a future token moves past logits by {leak:.1e}"
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:  # MPS refuses a dtype with a TypeError
         return f"it cannot be computed ({str(error).splitlines()[0]})"
     return ""
 
