@@ -150,7 +150,9 @@ class TrainingConfig:
     )
     checkpoint_dir: str = setting("checkpoints", RUN, "folder for the three models, the history and the plot")
     overwrite: bool = setting(
-        False, RUN, "replace the run that checkpoint_dir holds already; without it such a folder is refused"
+        False,
+        RUN,
+        "delete the run that checkpoint_dir holds already, when this one starts; without it such a folder is refused",
     )
     device: str = setting(
         "auto", RUN, "where to train; auto takes cuda, then mps, then cpu", choices=("auto", "cuda", "mps", "cpu")

@@ -77,7 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
-        print("\nstopped; the models of finished phases are safe", file=sys.stderr)
+        print("\nstopped; models of finished phases are kept. A run cannot be resumed yet: start again with --overwrite "
+              "or another --checkpoint-dir", file=sys.stderr)  # fmt: skip
         return 130
     except RuntimeError as error:
         if not is_out_of_memory(error):

@@ -3,7 +3,7 @@
     python -m benchmarks.reference_growth --json reference_growth.json
 
 The models are random with weights large enough to make every layer matter, the tokens are random
-too: exactness does not depend on what was learned. Needs about 14 GB of memory.
+too: exactness does not depend on what was learned. Needs about 12 GB of memory.
 """
 
 from __future__ import annotations

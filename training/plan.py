@@ -117,7 +117,7 @@ class Plan:
         has = self.available / GB
         lines.append(
             f"Vocabulary {self.models[0].vocab_size:,}, precision {'bf16' if self.compute_dtype else 'fp32'}. "
-            f"Needed at the peak: {need:.1f} GB; this device has {has:.1f} GB"
+            f"Needed at the peak: {need:.1f} GB; this device has {has:.1f} GB free"
         )
         return "\n".join(lines + ([self.advice] if self.advice else []))
 

@@ -121,7 +121,7 @@ def check_router_scaling(
     }
     print(f"  largest drift of router logits: {drift:.1e} (tolerance {tolerance:.0e})")
     print(f"  tokens that keep their experts: {min(kept):.2%} in the worst layer")
-    print(f"  expert shares: {share.min():.1%} to {share.max():.1%}")
+    print(f"  expert shares on these tokens, for information: {share.min():.1%} to {share.max():.1%}")
     return _verdict("router", drift <= tolerance, figures, f"Router logits drifted by {drift:.1e}", ROUTER_HINT)
 
 
