@@ -294,7 +294,7 @@ PRESETS = {
     "tiny": TrainingConfig(
         preset="tiny",
         precision="fp32",
-        # 50 k gpt2 ids would cost ten times what the rest of so small a model does.
+        # 50 k gpt2 ids would take eight times the parameters of the rest of so small a model.
         tokenizer="builtin",
         batch_size=8,
         context_length=128,
