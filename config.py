@@ -99,9 +99,7 @@ class ModelConfig:
             raise UserError(f"extra_layers is {extra_layers}, must be 0 or more: growth never removes layers")
         n_heads = Fraction(scale_factor).limit_denominator(1000) * self.n_heads
         if n_heads.denominator != 1:
-            whole = [
-                f"{Fraction(h, self.n_heads).__float__():g}" for h in range(self.n_heads + 1, 2 * self.n_heads + 1)
-            ]
+            whole = [f"{h / self.n_heads:g}" for h in range(self.n_heads + 1, 2 * self.n_heads + 1)]
             raise UserError(
                 f"scale_factor {scale_factor:g} turns {self.n_heads} heads into {float(n_heads):g}, "
                 f"which is not a whole number; factors that work up to 2: {', '.join(whole)}"

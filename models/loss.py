@@ -49,6 +49,8 @@ class TiedCrossEntropy(torch.autograd.Function):
             hidden, target = hidden_ND[rows], target_N[rows, None]
             log_probability = F.linear(hidden, weight_VD).to(exact).log_softmax(-1)
             total -= log_probability.gather(1, target).sum()
+            if not (wants_d_hidden or wants_d_embedding):
+                continue
             d_logits = log_probability.exp_()
             d_logits.scatter_add_(1, target, d_logits.new_full(target.shape, -1.0))
             d_logits = d_logits.to(hidden.dtype)

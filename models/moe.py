@@ -39,10 +39,9 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_experts, d_out, d_in))
         self.bias = nn.Parameter(torch.empty(n_experts, d_out))
 
-    def forward(self, x_SI: Tensor, is_expert_SE: Tensor) -> Tensor:
+    def forward(self, x_SI: Tensor, is_expert_SE: Tensor, slots_per_expert_E: Tensor) -> Tensor:
         """Rows sorted by expert, (S, in) → (S, out); `is_expert_SE` is their one-hot expert."""
         weight_EOI, bias_EO = self.weight.to(x_SI.dtype), self.bias.to(x_SI.dtype)
-        slots_per_expert_E = is_expert_SE.sum(0)
         product = grouped_product if grouped_mm_serves(x_SI, weight_EOI) else looped_product
         y_SO = product(x_SI, weight_EOI, slots_per_expert_E)
         # A one-hot product in place of bias[expert]: the gradient of an index is a slow scatter.
@@ -85,12 +84,14 @@ class MoE(nn.Module):
         order_S = expert_S.argsort(stable=True)
         experts_E = torch.arange(self.n_experts, device=expert_S.device)
         is_expert_SE = expert_S[order_S, None] == experts_E
+        slots_per_expert_E = is_expert_SE.sum(0)
 
         x_SD = x_ND.index_select(0, order_S // self.top_k)
-        y_SD = self.down(F.gelu(self.up(x_SD, is_expert_SE)), is_expert_SE)
+        hidden_SF = F.gelu(self.up(x_SD, is_expert_SE, slots_per_expert_E))
+        y_SD = self.down(hidden_SF, is_expert_SE, slots_per_expert_E)
         y_NkD = y_SD.index_select(0, order_S.argsort()).unflatten(0, (-1, self.top_k))
         y_ND = (y_NkD * gate_Nk.unsqueeze(-1).to(y_NkD.dtype)).sum(1)
-        return y_ND.view_as(x_BTD), self.routing(logits_NE, is_expert_SE.sum(0))
+        return y_ND.view_as(x_BTD), self.routing(logits_NE, slots_per_expert_E)
 
     def routing(self, logits_NE: Tensor, slots_per_expert_E: Tensor) -> Routing:
         """Load-balancing loss E · Σₑ fₑ Pₑ (Fedus et al. 2021, eq. 4), with fₑ the share of slots

@@ -104,6 +104,10 @@ class Plan:
     available: float
     advice: str  # empty where everything fits
 
+    @property
+    def peak(self) -> float:
+        return max(memory.peak for memory in self.memory)
+
     def table(self) -> str:
         heads = ("total", "active", "weights", "optimizer", "gradients", "activations", "peak")
         lines = [f"{'Phase':<13}{'width × layers × heads':<23}" + "".join(f"{head:>12}" for head in heads)]
@@ -113,11 +117,9 @@ class Plan:
             sizes = (memory.weights, memory.optimizer, memory.gradients, memory.activations, memory.peak)
             cells = [f"{n / 1e6:.2f} M" for n in (count.total, count.active)] + [f"{n / GB:.2f} GB" for n in sizes]
             lines.append(f"{name:<13}{shape:<23}" + "".join(f"{cell:>12}" for cell in cells))
-        need = max(memory.peak for memory in self.memory) / GB
-        has = self.available / GB
         lines.append(
             f"Vocabulary {self.models[0].vocab_size:,}, precision {'bf16' if self.compute_dtype else 'fp32'}. "
-            f"Needed at the peak: {need:.1f} GB; this device has {has:.1f} GB free"
+            f"Needed at the peak: {self.peak / GB:.1f} GB; this device has {self.available / GB:.1f} GB free"
         )
         return "\n".join(lines + ([self.advice] if self.advice else []))
 
@@ -129,9 +131,9 @@ def make_plan(config: TrainingConfig, vocab_size: int, device: torch.device, com
     memory = tuple(phase_memory(model, config.batch_size, device, compute_dtype) for model in models)
     available = available_bytes(device)
     advice = ""
-    if max(m.peak for m in memory) > available:
-        phase = next(number for number, m in enumerate(memory, 1) if m.peak > available)
-        advice = f"Phase {phase} will not fit. {way_out(config, vocab_size, available, device, compute_dtype)}"
+    too_large = [number for number, m in enumerate(memory, 1) if m.peak > available]
+    if too_large:
+        advice = f"Phase {too_large[0]} will not fit. {way_out(config, vocab_size, available, device, compute_dtype)}"
     return Plan(models, counts, memory, compute_dtype, available, advice)
 
 
@@ -157,9 +159,8 @@ def way_out(
 def require_memory(plan: Plan, ignore: bool) -> None:
     """Raises UserError where the plan does not fit, before anything has been trained."""
     if plan.advice and not ignore:
-        need = max(memory.peak for memory in plan.memory)
         raise UserError(
-            f"{plan.advice}. Needed at the peak: {need / GB:.1f} GB, this device has {plan.available / GB:.1f} GB; "
+            f"{plan.advice}. Needed at the peak: {plan.peak / GB:.1f} GB, this device has {plan.available / GB:.1f} GB; "
             f"--plan shows each phase, --ignore-memory-plan tries all the same"
         )
 

@@ -59,6 +59,11 @@ class AxisMap:
         return self.source == MEAN
 
     @property
+    def tiled_share(self) -> float:
+        """Share of the new units that are copies; 1 where none is `MEAN`."""
+        return 1 - self.is_mean.double().mean().item()
+
+    @property
     def copies(self) -> Tensor:
         """int64 (new,): among how many new units the old unit of each is divided; 1 for `MEAN`."""
         counts = torch.bincount(self.source[~self.is_mean], minlength=self.n_old)
@@ -143,16 +148,6 @@ class GrowthMaps:
             head_dim=old.head_dim,
             block_origins=block_origins(old.n_layers, new.n_layers - old.n_layers),
         )
-
-    @property
-    def tiles(self) -> int:
-        """Whole copies of the old residual in the new one."""
-        return len(self.residual.source) // self.residual.n_old
-
-    @property
-    def tiled_share(self) -> float:
-        """Share of the new residual that the tiles fill; 1 when the factor is whole."""
-        return 1 - self.residual.is_mean.double().mean().item()
 
     @property
     def qkv_rows(self) -> AxisMap:

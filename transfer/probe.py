@@ -42,14 +42,14 @@ def trace(model: Transformer, tokens_BT: Tensor) -> Trace:
     result = Trace()
     handles = [model.embedding.register_forward_hook(lambda _m, _i, out: setattr(result, "embedded", out))]
 
-    def keep(store: list[Tensor], pick: Callable):
-        return lambda _module, inputs, output: store.append(pick(inputs, output))
+    def keep(store: list[Tensor], pick: Callable = lambda output: output):
+        return lambda _module, _inputs, output: store.append(pick(output))
 
     for block in model.blocks:
-        handles.append(block.attention_norm.register_forward_hook(keep(result.attention_inputs, lambda i, o: o)))
-        handles.append(block.register_forward_hook(keep(result.residuals, lambda i, o: o[0])))
+        handles.append(block.attention_norm.register_forward_hook(keep(result.attention_inputs)))
+        handles.append(block.register_forward_hook(keep(result.residuals, lambda output: output[0])))
         if model.config.is_moe:
-            handles.append(block.mlp_norm.register_forward_hook(keep(result.router_inputs, lambda i, o: o)))
+            handles.append(block.mlp_norm.register_forward_hook(keep(result.router_inputs)))
     try:
         with exact_arithmetic(model):
             result.logits = model(tokens_BT[:, :-1])

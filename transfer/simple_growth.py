@@ -49,9 +49,7 @@ def hyperclone_weight(
         weight = rows.written(weight, dim=-2)
     if columns is not None and noise_std:
         # Root mean square over the copies; mean-filled columns are zero and do not count.
-        std = (
-            noise_std * weight.norm().item() / math.sqrt(weight.numel() * (1 - columns.is_mean.double().mean().item()))
-        )
+        std = noise_std * weight.norm().item() / math.sqrt(weight.numel() * columns.tiled_share)
         columns.add_cancelling_noise(weight, std, generator)
     return weight
 
@@ -139,4 +137,4 @@ def grown_norm(name: str, old: Tensor, maps: GrowthMaps, noise_std: float, gener
         if reads
         else maps.residual.written(old)
     )
-    return gain * math.sqrt(maps.tiled_share)
+    return gain * math.sqrt(maps.residual.tiled_share)

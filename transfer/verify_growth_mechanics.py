@@ -80,7 +80,7 @@ def check_rope_integrity(
     maps, tokens = GrowthMaps.between(old, new), _tokens(old_model, tokens)
     drift = 0.0
     with torch.no_grad(), exact_arithmetic(new_model):
-        for index, x_BTD in _old_inputs(old_model, maps, trace(old_model, tokens).attention_inputs):
+        for index, x_BTD in _old_inputs(maps, trace(old_model, tokens).attention_inputs):
             expected = _scores(old_model, maps.block_origins[index], x_BTD, shift=0)
             actual = _scores(new_model, index, maps.residual.normalised(x_BTD), shift=7)
             drift = max(drift, _drift(actual, maps.heads.written(expected, dim=1)))
@@ -105,7 +105,7 @@ def check_router_scaling(
     maps, tokens = GrowthMaps.between(old_model.config, new_model.config), _tokens(old_model, tokens)
     drift, kept, shares = 0.0, [], []
     with torch.no_grad():
-        for index, x_BTD in _old_inputs(old_model, maps, trace(old_model, tokens).router_inputs):
+        for index, x_BTD in _old_inputs(maps, trace(old_model, tokens).router_inputs):
             old_logits = old_model.blocks[maps.block_origins[index]].mlp.router(x_BTD)
             new_logits = new_model.blocks[index].mlp.router(maps.residual.normalised(x_BTD))
             drift = max(drift, _drift(new_logits, old_logits))
@@ -134,11 +134,11 @@ def check_symmetry_breaking(
     """
     _heading(3, "Symmetry breaking")
     maps, tokens = GrowthMaps.between(old_model.config, new_model.config), _tokens(old_model, tokens)
-    locked_below = max(LOCKED_BELOW, 4 * torch.finfo(new_model.embedding.weight.dtype).eps)
-    comparisons = compare_clone_gradients(new_model, maps, tokens, locked_below)
     if old_model.config.d_model == new_model.config.d_model:
         print("  no clones: the width did not grow")
         return _verdict("symmetry", True, {"clone_pairs": 0})
+    locked_below = max(LOCKED_BELOW, 4 * torch.finfo(new_model.embedding.weight.dtype).eps)
+    comparisons = compare_clone_gradients(new_model, maps, tokens, locked_below)
     if not comparisons:
         return _verdict("symmetry", False, {"clone_pairs": 0}, "No clone received any gradient", SYMMETRY_HINT)
     for kind in ("heads", "hidden units", "residual features"):
@@ -254,7 +254,7 @@ def _tokens(model: Transformer, tokens: Tensor | None) -> Tensor:
     return tokens.to(model.device)
 
 
-def _old_inputs(old_model: Transformer, maps: GrowthMaps, inputs: list[Tensor]):
+def _old_inputs(maps: GrowthMaps, inputs: list[Tensor]) -> list[tuple[int, Tensor]]:
     """(new block, input of the old block that it grew from) for all blocks that are no identity."""
     return [(index, inputs[origin]) for index, origin in enumerate(maps.block_origins) if origin is not None]
 
