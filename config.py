@@ -196,6 +196,12 @@ class TrainingConfig:
     router_std: float = setting(
         0.02, GROWTH, "standard deviation of the new routers; 0 would send every token to the same experts"
     )
+    grow_optimizer: str = setting(
+        "grown",
+        GROWTH,
+        "what the optimizer's moments become: grown with the weights, asymmetric (later clones start from zero), fresh",
+        choices=("grown", "asymmetric", "fresh"),
+    )
     check_tolerance: float = setting(1e-4, GROWTH, "largest relative drift that the growth checks accept")
     ignore_failed_checks: bool = setting(
         False, GROWTH, "go on after a failed growth check (otherwise the run stops with exit code 3)"

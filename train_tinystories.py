@@ -24,6 +24,7 @@ from training.plan import OUT_OF_MEMORY_ADVICE, is_out_of_memory, make_plan
 from training.plot import plot_curves
 from training.report import boundary_summary
 from training.run import PICTURE_NAME, start_run
+from transfer.optimizer_growth import grow_optimizer_state
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
 
@@ -35,17 +36,19 @@ def train(config, device) -> None:
     dense_geometry = run.plan.models[0]
 
     dense = build_dense_model(dense_geometry, seed=config.seed).to(device)
-    train_phase(run, 1, dense)
+    state = train_phase(run, 1, dense)
 
     moe = upcycle_to_moe(dense, config.n_experts, config.top_k, config.router_std, seed=config.seed)
     cross_boundary(run, 2, dense, moe)
+    state = grow_optimizer_state(state, dense.config, moe.config, config.grow_optimizer)
     del dense
-    train_phase(run, 2, moe)
+    state = train_phase(run, 2, moe, state)
 
     large_moe = scale_bilaterally(moe, config.scale_factor, config.extra_layers, config.noise_std, seed=config.seed)
     cross_boundary(run, 3, moe, large_moe)
+    state = grow_optimizer_state(state, moe.config, large_moe.config, config.grow_optimizer)
     del moe
-    train_phase(run, 3, large_moe)
+    train_phase(run, 3, large_moe, state)
 
     run.losses["total_drop"] = run.losses["phase3_first"] - run.losses["phase3_final"]
     seconds = time.perf_counter() - start

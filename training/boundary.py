@@ -6,7 +6,7 @@ from torch import Tensor
 
 from models import Transformer
 from training.evaluate import bits_per_byte, heldout_loss
-from training.loop import continuation
+from training.records import continuation, record_liveness
 from training.report import LARGEST_JUMP, jump_verdict
 from training.run import Run
 from transfer.probe import PROBE_BATCH, PROBE_TOKENS
@@ -72,6 +72,7 @@ def cross_boundary(run: Run, to_phase: int, old_model: Transformer, new_model: T
         )
     if failed:
         print(f"  ⚠️ going on although these failed: {'; '.join(failed)}")
+    record_liveness(run, to_phase, new_model, steps=0)
 
 
 def run_checks(run: Run, to_phase: int, old_model: Transformer, new_model: Transformer) -> list[CheckResult]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 
 import torch
 
+from command_line import OneLineParser
 from config import PRESETS, TrainingConfig, UserError
 from training.device import pick_device
 
@@ -19,17 +19,6 @@ EPILOG = """examples:
   python train_tinystories.py --plan                   what it would take, without training
   python train_tinystories.py --data stories.txt       your own stories
   python train_tinystories.py --scale-factor 1.5 --extra-layers 2   grow less (out of memory)"""
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Reports a mistake in one line, with the flag that was probably meant."""
-
-    def error(self, message: str):
-        if message.startswith("unrecognized arguments: "):
-            given = message.split(": ", 1)[1].split()[0]
-            close = difflib.get_close_matches(given.split("=")[0], self._option_string_actions, n=1)
-            message = f"unknown flag {given}" + (f"; did you mean {close[0]}?" if close else "; --help lists all flags")
-        raise UserError(message)
 
 
 def build_parser() -> argparse.ArgumentParser:

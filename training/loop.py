@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import math
-import time
-
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from config import UserError
-from models import Routing, Transformer, next_token_loss, router_loss, save_model
-from training.evaluate import bits_per_byte, greedy_continuation, heldout_loss
-from training.optimizer import build_optimizer, set_learning_rate
+from models import Transformer, next_token_loss, router_loss, save_model
+from training.optimizer import build_optimizers, read_state, set_learning_rate, write_state
+from training.records import StepRows, record_evaluation, record_liveness, tell_story
 from training.report import phase_header
 from training.run import Run
 from training.schedule import learning_rate
+from transfer.liveness import GradientCoverage
+from transfer.optimizer_growth import State
 
-SAMPLE_PROMPT = "Once upon a time"
+# Long enough for every new parameter to have had its turn, short enough to cost nothing.
+LIVENESS_STEPS = 20
 
 
-def train_phase(run: Run, phase: int, model: Transformer) -> None:
+def train_phase(run: Run, phase: int, model: Transformer, state: State | None = None) -> State:
     """Trains the model in place for the steps of its phase, records it, and saves it.
 
+    Args:
+        state: moments to go on with, grown from those of the phase before; those missing start afresh.
+    Returns:
+        The moments at the end.
     Raises:
         UserError: the loss is no longer a number, or the disk is full.
     """
@@ -30,97 +32,38 @@ def train_phase(run: Run, phase: int, model: Transformer) -> None:
     steps, peak = config.steps(phase), config.learning_rate(phase)
     model.compute_dtype = run.compute_dtype
     print(phase_header(phase, steps, peak, run.device, run.plan.counts[phase - 1], model.config))
-    optimizer = build_optimizer(model, config.weight_decay)
+    optimizers = build_optimizers(model, config.weight_decay)
+    write_state(model, optimizers, state or {})
     rows = StepRows(run, phase)
+    coverage = GradientCoverage(model, run.plan.models[phase - 2]) if phase > 1 else None
+    first_rate = 0.0 if phase == 1 else config.learning_rate(phase - 1) * config.final_lr_share
 
     with tqdm(total=steps, desc=f"phase {phase}", unit="step", disable=None, leave=False) as bar:
         for step in range(steps):
-            set_learning_rate(optimizer, learning_rate(step, steps, peak, config.warmup_steps, config.final_lr_share))
+            rate = learning_rate(step, steps, first_rate, peak, peak * config.final_lr_share, config.warmup_steps)
+            set_learning_rate(optimizers, rate)
             tokens_BT = data.train_batch(run.steps_done).to(run.device)
             loss, routings = next_token_loss(model, tokens_BT)
             (loss + router_loss(routings, config.balance_weight, config.z_weight)).backward()
+            if coverage:
+                coverage.update()
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             run.steps_done += 1
 
-            rows.add(step, loss, grad_norm, optimizer.param_groups[0]["lr"])
+            rows.add(step, loss, grad_norm, rate)
             if step % config.log_every == 0 or step == steps - 1:
                 rows.write(routings)
             if (step + 1) % config.eval_every == 0 and step != steps - 1:
                 record_evaluation(run, phase, step, model)
+            if coverage and step + 1 == min(LIVENESS_STEPS, steps):
+                record_liveness(run, phase, model, step + 1, coverage)
+                coverage = None
             bar.update()
 
     run.losses[f"phase{phase}_final"] = record_evaluation(run, phase, steps - 1, model)
     tell_story(run, phase, model)
     save_model(model, run.model_path(phase))
-
-
-class StepRows:
-    """Holds the figures of steps on the device until a line is printed: reading them waits for it."""
-
-    def __init__(self, run: Run, phase: int):
-        self.run, self.phase, self.start, self.rows = run, phase, time.perf_counter(), []
-
-    def add(self, step: int, loss: Tensor, grad_norm: Tensor, lr: float) -> None:
-        seconds = time.perf_counter() - self.start
-        self.rows.append((step, loss.detach(), grad_norm.detach(), lr, self.run.tokens_seen, seconds))
-
-    def write(self, routings: list[Routing]) -> None:
-        """Writes all rows to the history and prints the last, with the routing of its step."""
-        for step, loss, grad_norm, lr, tokens, seconds in self.rows:
-            loss, grad_norm = loss.item(), grad_norm.item()
-            require_finite(self.run, self.phase, step, loss, grad_norm)
-            is_last = step == self.rows[-1][0]
-            figures = routing_figures(routings) if is_last and routings else {}
-            self.run.history.write(
-                "step", phase=self.phase, step=step, loss=loss, lr=lr, grad_norm=grad_norm,
-                tokens=tokens, seconds=round(seconds, 3), **figures,
-            )  # fmt: skip
-        tqdm.write(f"  step {step:>4} | loss {loss:.4f} | {seconds:.1f}s")
-        self.rows.clear()
-
-
-def require_finite(run: Run, phase: int, step: int, loss: float, grad_norm: float = 0.0) -> None:
-    """Raises UserError where training has run away, before anything of it is saved."""
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise UserError(
-            f"phase {phase}, step {step}: loss {loss}, gradient norm {grad_norm}; "
-            f"train again with --lr-phase{phase} {run.config.learning_rate(phase) / 2:g}"
-        )
-
-
-def routing_figures(routings: list[Routing]) -> dict:
-    """Balance and z-loss averaged over layers, and each layer's shares of slots by expert."""
-    shares = [(r.slots_per_expert_E / r.slots_per_expert_E.sum()).tolist() for r in routings]
-    return {
-        "balance_loss": torch.stack([r.load_balancing_loss for r in routings]).mean().item(),
-        "z_loss": torch.stack([r.z_loss for r in routings]).mean().item(),
-        "expert_shares": [[round(share, 4) for share in layer] for layer in shares],
-    }
-
-
-def record_evaluation(run: Run, phase: int, step: int, model: Transformer) -> float:
-    """Measures, prints and records the held-out loss in nats a token, and returns it."""
-    loss = heldout_loss(model, run.heldout)
-    require_finite(run, phase, step, loss)
-    bits = bits_per_byte(loss, run.data.bytes_per_token)
-    tqdm.write(f"  step {max(step, 0):>4} | held-out loss {loss:.4f} | {bits:.3f} bits per byte")
-    run.history.write("eval", phase=phase, step=step, tokens=run.tokens_seen, loss=loss, bits_per_byte=bits)
-    return loss
-
-
-def continuation(run: Run, model: Transformer) -> list[int]:
-    """Token ids with which the model greedily continues the fixed prompt."""
-    prompt_ids = run.data.tokenizer.encode_ordinary(SAMPLE_PROMPT)
-    return greedy_continuation(model, prompt_ids, run.config.sample_tokens, run.data.end_of_text)
-
-
-def tell_story(run: Run, phase: int, model: Transformer) -> None:
-    """Prints and records a short greedy story."""
-    if run.config.sample_tokens == 0:
-        return
-    ids = continuation(run, model)
-    story = SAMPLE_PROMPT + run.data.tokenizer.decode(ids)
-    print(f"\n  Story after phase {phase}:\n    " + story.replace("\n", "\n    "))
-    run.history.write("sample", phase=phase, prompt=SAMPLE_PROMPT, story=story, token_ids=ids)
+    return read_state(model, optimizers)

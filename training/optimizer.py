@@ -1,26 +1,73 @@
-"""AdamW (Loshchilov & Hutter 2019) with weight decay on matrices alone."""
+"""Muon for the matrices inside the blocks; AdamW for the embedding, biases, norms and routers.
+
+Measured in docs/GROWTH_STUDY.md, section "The recipe".
+"""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from models import Transformer
+from training.muon import Muon
+
+# Learning rates are given for the matrices; the rest of the model takes these shares of them.
+EMBEDDING_SHARE = 0.125
+REST_SHARE = 0.25
+
+State = dict[str, dict[str, Tensor]]
 
 
-def build_optimizer(model: Transformer, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over all parameters, in two groups: matrices with decay; biases, norms, routers without.
+def build_optimizers(model: Transformer, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Optimizers that share out the parameters between them; weight decay for Muon's matrices alone.
 
     The learning rate is set before each step, from the schedule.
     """
-    decayed, plain = [], []
+    fused, matrices, stacks, embedding, rest = [], [], [], [], []
     for name, parameter in model.named_parameters():
         # By name: the biases of stacked experts have two dimensions.
-        is_matrix = name.endswith("weight") and "norm" not in name and "router" not in name
-        (decayed if is_matrix else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-8, fused=True)
+        if name.endswith("qkv.weight"):
+            fused.append(parameter)
+        elif name.endswith(("out.weight", "up.weight", "down.weight")):
+            (stacks if parameter.dim() == 3 else matrices).append(parameter)
+        elif name.startswith("embedding"):
+            embedding.append(parameter)
+        else:
+            rest.append(parameter)
+    config = model.config
+    muon = Muon(
+        [
+            {"params": fused, "n_heads": config.n_heads, "share": 1.0},
+            {"params": matrices, "share": 1.0},
+            {"params": stacks, "period": max(1, config.n_experts // config.top_k), "share": 1.0},
+        ],
+        weight_decay,
+        model.compute_dtype or model.embedding.weight.dtype,
+    )
+    adamw = torch.optim.AdamW(
+        [{"params": embedding, "share": EMBEDDING_SHARE}, {"params": rest, "share": REST_SHARE}],
+        lr=0.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True,
+    )  # fmt: skip
+    return [muon, adamw]
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * group["share"]
+
+
+def read_state(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> State:
+    """Each parameter's moments by its name: `momentum_buffer`, or `exp_avg`, `exp_avg_sq` and `step`."""
+    by_parameter = {}
+    for optimizer in optimizers:
+        by_parameter.update(optimizer.state)
+    return {name: dict(by_parameter.get(parameter, {})) for name, parameter in model.named_parameters()}
+
+
+def write_state(model: Transformer, optimizers: list[torch.optim.Optimizer], state: State) -> None:
+    """Gives each parameter the moments under its name; those without any begin afresh."""
+    for name, parameter in model.named_parameters():
+        if state.get(name):
+            owner = next(o for o in optimizers if any(parameter is p for g in o.param_groups for p in g["params"]))
+            owner.state[parameter] = dict(state[name])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
+DECAY_SHARE = 0.6
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup_steps: int, final_share: float) -> float:
-    """Linear warm-up to `peak`, then a cosine down to `peak * final_share` at the last step.
+def learning_rate(step: int, steps: int, start: float, peak: float, end: float, warmup_steps: int) -> float:
+    """Linear from `start` up to `peak`, constant, then linear over the last 60 % of the phase down to `end`.
+
+    A phase starts where the one before it ended, so that the rate is continuous through a boundary:
+    a grown model has as little use for a sudden full step as the old one had.
 
     Args:
         step: 0 to steps - 1.
         warmup_steps: cut to half of the phase where the phase is short.
     """
     warmup_steps = min(warmup_steps, steps // 2)
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
-    return peak * (final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress)))
+    up = start + (peak - start) * min(1.0, (step + 1) / (warmup_steps + 1))
+    down = end + (peak - end) * min(1.0, (steps - 1 - step) / (DECAY_SHARE * steps))
+    return min(up, down)

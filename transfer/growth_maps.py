@@ -79,12 +79,18 @@ class AxisMap:
 
     def normalised(self, x: Tensor) -> Tensor:
         """What a norm hands on along the last axis: copied, and zero where the mean was."""
-        y = self._gathered(x, -1)
-        return y.masked_fill_(self.is_mean.to(x.device), 0) if self.is_mean.any() else y
+        return self._without_means(self._gathered(x, -1))
 
-    def read(self, weight: Tensor) -> Tensor:
-        """Columns that read the old axis, reading the new one: divided by the copies."""
-        return self.normalised(weight).div_(self.copies.to(weight))
+    def read(self, x: Tensor, dim: int = -1, power: int = 1) -> Tensor:
+        """What reads the old axis, reading the new one: divided by the copies (to a power), zero at `MEAN`."""
+        y = self._gathered(x.transpose(dim, -1), -1).div_(self.copies.to(x) ** power)
+        return self._without_means(y).transpose(dim, -1)
+
+    def zero_later_copies(self, x: Tensor, dim: int) -> None:
+        """Keeps, in place, the first copy of each old unit; later ones and `MEAN` become zero."""
+        later = self.is_mean.clone()
+        later[self.clone_pairs()[1]] = True
+        x.index_fill_(dim, later.nonzero().flatten().to(x.device), 0)
 
     def add_cancelling_noise(self, weight: Tensor, std: float, generator: torch.Generator) -> None:
         """Adds, in place along the last axis, noise that sums to zero over the copies of each old unit.
@@ -112,6 +118,9 @@ class AxisMap:
         order = self.source.argsort(stable=True)
         same = self.source[order][1:] == self.source[order][:-1]
         return order[:-1][same], order[1:][same]
+
+    def _without_means(self, x: Tensor) -> Tensor:
+        return x.masked_fill_(self.is_mean.to(x.device), 0) if self.is_mean.any() else x
 
     def _gathered(self, x: Tensor, dim: int) -> Tensor:
         return x.index_select(dim, self.source.clamp(min=0).to(x.device))
@@ -148,6 +157,35 @@ class GrowthMaps:
             head_dim=old.head_dim,
             block_origins=block_origins(old.n_layers, new.n_layers - old.n_layers),
         )
+
+    def old_name(self, name: str) -> str | None:
+        """The old parameter from which the new one `name` grew; None in an identity block."""
+        if not name.startswith("blocks."):
+            return name
+        _, block, inside = name.split(".", 2)
+        origin = self.block_origins[int(block)]
+        return None if origin is None else f"blocks.{origin}.{inside}"
+
+    def axes(self, name: str) -> tuple[AxisMap | None, AxisMap | None]:
+        """The axis that the parameter writes and the one that it reads; None where there is none or it stays.
+
+        A matrix writes its rows and reads its columns. What has one axis (biases, embedding, norms) writes
+        it, but for the final norm: nothing but the tied embedding stands behind it, so it carries the division.
+        """
+        layer, kind = name.split(".")[-2:]
+        rows, columns = {
+            "embedding": (self.residual, None),
+            "attention_norm": (self.residual, None),
+            "mlp_norm": (self.residual, None),
+            "final_norm": (None, self.residual),
+            "qkv": (self.qkv_rows, self.residual),
+            "out": (self.residual, self.head_features),
+            "up": (self.hidden, self.residual),
+            "down": (self.residual, self.hidden),
+            "router": (None, self.residual),
+        }[layer]
+        is_matrix_bias = kind == "bias" and not layer.endswith("norm")
+        return (rows, None) if is_matrix_bias else (rows, columns)
 
     @property
     def qkv_rows(self) -> AxisMap:

@@ -82,15 +82,11 @@ def scale_bilaterally(
 
     for name, parameter in new_model.named_parameters():
         generator = parameter_generator(seed, name, parameter.device)
-        old_name = name
-        if name.startswith("blocks."):
-            _, block, inside = name.split(".", 2)
-            origin = maps.block_origins[int(block)]
-            if origin is None:
-                identity_parameter(name, parameter, config.n_layers, generator)
-                continue
-            old_name = f"blocks.{origin}.{inside}"
-        parameter.copy_(grown_parameter(name, old_parameters[old_name], maps, noise_std, generator))
+        old_name = maps.old_name(name)
+        if old_name is None:
+            identity_parameter(name, parameter, config.n_layers, generator)
+        else:
+            parameter.copy_(grown_parameter(name, old_parameters[old_name], maps, noise_std, generator))
     return new_model
 
 
@@ -104,19 +100,10 @@ def identity_parameter(name: str, parameter: Tensor, n_layers: int, generator: t
 
 def grown_parameter(name: str, old: Tensor, maps: GrowthMaps, noise_std: float, generator: torch.Generator) -> Tensor:
     """One old parameter, grown along every axis that it has."""
-    layer, kind = name.split(".")[-2:]
-    if layer.endswith("norm"):
+    if "norm" in name:
         return grown_norm(name, old, maps, noise_std, generator)
-    if layer == "embedding":
-        return maps.residual.written(old)
-    rows, columns = {
-        "qkv": (maps.qkv_rows, maps.residual),
-        "out": (maps.residual, maps.head_features),
-        "up": (maps.hidden, maps.residual),
-        "down": (maps.residual, maps.hidden),
-        "router": (None, maps.residual),
-    }[layer]
-    if kind == "bias":
+    rows, columns = maps.axes(name)
+    if columns is None:
         return rows.written(old)
     return hyperclone_weight(old, rows, columns, noise_std, generator)
 

@@ -6,19 +6,22 @@
 All of them test the models in use: real activations on probe tokens, real gradients of the
 language-model loss. The first two feed a new layer with the old layer's own inputs, widened, so
 that each names the part that is broken and not whatever comes after it. Numbers are relative: a
-drift is the largest difference over the root mean square of what it is compared with.
+drift is the largest difference over the root mean square of what it is compared with. How much of
+it rounding explains depends on the dtype of the weights (`PRECISIONS`).
 
 docs/GROWTH_VERIFICATION.md says what each check means and what to do when it fails.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from config import UserError
+from config import TrainingConfig, UserError
 from models import Transformer, exact_arithmetic, next_token_loss
 from models.transformer import apply_rope, rope_tables
 from transfer.clone_gradients import compare_clone_gradients
@@ -33,11 +36,28 @@ SYMMETRY_HINT = """Increase noise in config.py, or by --noise-std:
       noise_std = 1.0  # relative to each weight's standard deviation; it cancels, so it may be large"""
 FUNCTION_HINT = "Read docs/GROWTH_VERIFICATION.md section 4 for detailed debugging"
 
-# Gradients of living clones differ by about as much as they are large, those of locked clones by
-# rounding alone. Where a unit saw a single token, its two clones come this close by chance, one
-# pair in ten thousand, hence a share; noise that a growth left out locks the pairs of a whole kind.
-LOCKED_BELOW = 1e-4
-LOCKED_SHARE = 0.01
+
+class Precision(NamedTuple):
+    """What rounding alone leaves of an exact growth, in one dtype of the weights.
+
+    Gradients of living clones differ by about as much as they are large, those of locked clones by
+    rounding alone. Where a unit saw a single token, its two clones come that close by chance, hence
+    a share; noise that a growth left out locks the pairs of a whole kind.
+    """
+
+    tolerance: float  # largest drift
+    locked_below: float  # relative difference of two gradients that count as equal
+    locked_share: float  # of the pairs of one kind in one block
+
+
+# Measured in bf16, exact growth against the faults of the tests: RoPE scores drift by up to 0.025
+# against 3.9 and more, router logits by 0.015 against 2.9, residuals of the median token by 0.07
+# against 0.26; locked pairs are up to 13 % against 99 %. The loss does not tell them apart there.
+PRECISIONS = {
+    torch.float64: Precision(1e-9, 1e-4, 0.01),
+    torch.float32: Precision(TrainingConfig.check_tolerance, 1e-4, 0.01),
+    torch.bfloat16: Precision(0.1, 0.03, 0.5),
+}
 
 
 @dataclass
@@ -55,7 +75,7 @@ class CheckResult:
 
 
 def check_rope_integrity(
-    old_model: Transformer, new_model: Transformer, tokens: Tensor | None = None, tolerance: float = 1e-4
+    old_model: Transformer, new_model: Transformer, tokens: Tensor | None = None, tolerance: float | None = None
 ) -> CheckResult:
     """CHECK 1: every head turns and compares positions as the head that it copies.
 
@@ -64,8 +84,12 @@ def check_rope_integrity(
 
     Args:
         tokens: int64 (batch, time + 1); fixed random ones if None.
+        tolerance: largest drift accepted; None takes that of the weights' dtype in `PRECISIONS`.
+    Raises:
+        UserError: weights of another dtype, no growth of the old model, or too many tokens.
     """
     _heading(1, "RoPE integrity")
+    tolerance, text = _tolerance(new_model, tolerance)
     old, new = old_model.config, new_model.config
     figures = {
         "old_head_dim": old.head_dim,
@@ -81,18 +105,20 @@ def check_rope_integrity(
     drift = 0.0
     with torch.no_grad(), exact_arithmetic(new_model):
         for index, x_BTD in _old_inputs(maps, trace(old_model, tokens).attention_inputs):
+            # In bf16 the scores' own rounding would hide that of the weights.
+            x_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
             expected = _scores(old_model, maps.block_origins[index], x_BTD, shift=0)
             actual = _scores(new_model, index, maps.residual.normalised(x_BTD), shift=7)
             drift = max(drift, _drift(actual, maps.heads.written(expected, dim=1)))
-    figures["score_drift"] = drift
-    print(f"  largest drift of attention scores: {drift:.1e} (tolerance {tolerance:.0e})")
+    figures |= {"score_drift": drift, "tolerance": tolerance}
+    print(f"  largest drift of attention scores: {drift:.1e} ({text})")
     return _verdict(
         "rope", drift <= tolerance, figures, f"RoPE broken: attention scores drift by {drift:.1e}", ROPE_HINT
     )
 
 
 def check_router_scaling(
-    old_model: Transformer, new_model: Transformer, tokens: Tensor | None = None, tolerance: float = 1e-4
+    old_model: Transformer, new_model: Transformer, tokens: Tensor | None = None, tolerance: float | None = None
 ) -> CheckResult:
     """CHECK 2: every router gives the logits, and so the experts, that it gave before.
 
@@ -102,6 +128,7 @@ def check_router_scaling(
     if not old_model.config.is_moe:
         print("  no router: the model is dense")
         return _verdict("router", True, {})
+    tolerance, text = _tolerance(new_model, tolerance)
     maps, tokens = GrowthMaps.between(old_model.config, new_model.config), _tokens(old_model, tokens)
     drift, kept, shares = 0.0, [], []
     with torch.no_grad():
@@ -118,8 +145,9 @@ def check_router_scaling(
         "tokens_keeping_experts": min(kept),
         "smallest_expert_share": share.min().item(),
         "largest_expert_share": share.max().item(),
+        "tolerance": tolerance,
     }
-    print(f"  largest drift of router logits: {drift:.1e} (tolerance {tolerance:.0e})")
+    print(f"  largest drift of router logits: {drift:.1e} ({text})")
     print(f"  tokens that keep their experts: {min(kept):.2%} in the worst layer")
     print(f"  expert shares on these tokens, for information: {share.min():.1%} to {share.max():.1%}")
     return _verdict("router", drift <= tolerance, figures, f"Router logits drifted by {drift:.1e}", ROUTER_HINT)
@@ -137,8 +165,8 @@ def check_symmetry_breaking(
     if old_model.config.d_model == new_model.config.d_model:
         print("  no clones: the width did not grow")
         return _verdict("symmetry", True, {"clone_pairs": 0})
-    locked_below = max(LOCKED_BELOW, 4 * torch.finfo(new_model.embedding.weight.dtype).eps)
-    comparisons = compare_clone_gradients(new_model, maps, tokens, locked_below)
+    precision = precision_of(new_model)
+    comparisons = compare_clone_gradients(new_model, maps, tokens, precision.locked_below)
     if not comparisons:
         return _verdict("symmetry", False, {"clone_pairs": 0}, "No clone received any gradient", SYMMETRY_HINT)
     for kind in ("heads", "hidden units", "residual features"):
@@ -161,56 +189,65 @@ def check_symmetry_breaking(
         f"Gradients are identical: {worst.n_locked} of {worst.n_pairs} pairs of {worst.kind} "
         f"in block {worst.block} are locked"
     )
-    return _verdict("symmetry", worst.n_locked <= LOCKED_SHARE * worst.n_pairs, figures, reason, SYMMETRY_HINT)
+    passed = worst.n_locked <= precision.locked_share * worst.n_pairs
+    return _verdict("symmetry", passed, figures, reason, SYMMETRY_HINT)
 
 
 def check_functional_identity(
-    old_model: Transformer, new_model: Transformer, tokens: Tensor | None = None, tolerance: float = 1e-4
+    old_model: Transformer, new_model: Transformer, tokens: Tensor | None = None, tolerance: float | None = None
 ) -> CheckResult:
     """CHECK 4: after every block, and in logits and loss, the new model computes what the old one did.
 
-    Names the first layer that drifts. It serves dense → MoE as well as bilateral growth.
-    Arguments as in `check_rope_integrity`.
+    Names the first layer that drifts. It serves dense → MoE as well as bilateral growth. In bf16
+    near-ties send some tokens to other experts, and their drift is no fault: there the median token
+    decides. Arguments as in `check_rope_integrity`.
     """
     _heading(4, "Functional identity")
+    tolerance, text = _tolerance(new_model, tolerance)
+    drift_of = _drift
+    if new_model.embedding.weight.dtype == torch.bfloat16:
+        print("  in bf16: the drift of the median token, as near-ties send some to other experts")
+        drift_of = _median_drift
     config, tokens = new_model.config, _tokens(old_model, tokens)
     maps = GrowthMaps.between(old_model.config.upcycled(config.n_experts, config.top_k), config)
     old, new = trace(old_model, tokens), trace(new_model, tokens)
-    drifts = [("embedding", _drift(new.embedded, maps.residual.written(old.embedded)))]
+    drifts = [("embedding", drift_of(new.embedded, maps.residual.written(old.embedded)))]
     expected = old.embedded
     for index, (origin, residual) in enumerate(zip(maps.block_origins, new.residuals)):
         # An identity block has to hand on what it was given: what the last old block made.
         expected = expected if origin is None else old.residuals[origin]
         name = f"block {index} " + ("(identity)" if origin is None else f"(old block {origin})")
-        drifts.append((name, _drift(residual, maps.residual.written(expected))))
+        drifts.append((name, drift_of(residual, maps.residual.written(expected))))
     logit_difference = (new.logits - old.logits).abs().max().item()
-    drifts.append(("logits", _drift(new.logits, old.logits)))
+    drifts.append(("logits", drift_of(new.logits, old.logits)))
     for name, drift in drifts:
         print(f"  {name:<24} drift {drift:.1e}")
     with torch.no_grad(), exact_arithmetic(old_model, new_model):
         loss_difference = abs((next_token_loss(new_model, tokens)[0] - next_token_loss(old_model, tokens)[0]).item())
     drifts.append(("loss", loss_difference))
-    print(f"  max|Δlogit| {logit_difference:.1e}, |Δloss| {loss_difference:.1e} (tolerance {tolerance:.0e})")
+    print(f"  max|Δlogit| {logit_difference:.1e}, |Δloss| {loss_difference:.1e} ({text})")
     first = next(((name, drift) for name, drift in drifts if not drift <= tolerance), None)
     figures = {
         "largest_drift": max(drift for _, drift in drifts),
         "logit_difference": logit_difference,
         "loss_difference": loss_difference,
+        "tolerance": tolerance,
     }
     reason = f"Layer-wise drift exceeds tolerance: first in {first[0]}, by {first[1]:.1e}" if first else ""
     return _verdict("functional", first is None, figures, reason, FUNCTION_HINT)
 
 
 def detailed_growth_check(
-    old_model: Transformer, new_model: Transformer, tokens: Tensor | None = None, tolerance: float = 1e-4
+    old_model: Transformer, new_model: Transformer, tokens: Tensor | None = None, tolerance: float | None = None
 ) -> dict[str, CheckResult]:
     """All four checks and their summary; by name: rope, router, symmetry, functional.
 
     Args:
         tokens: int64 (batch, time + 1), best from held-out stories; fixed random ones if None.
-        tolerance: largest relative drift accepted: 1e-5 is stricter, 1e-3 looser.
+        tolerance: largest relative drift accepted; None takes that of the weights' dtype in
+            `PRECISIONS`. For fp32 1e-5 is stricter, 1e-3 looser.
     Raises:
-        UserError: `new_model` is no growth of `old_model`, or the tokens are too long.
+        UserError: weights of another dtype, no growth of the old model, or too many tokens.
     """
     results = [
         check_rope_integrity(old_model, new_model, tokens, tolerance),
@@ -230,6 +267,25 @@ def detailed_growth_check(
         print(f"  ✗ {sum(not r for r in results)} OF {len(results)} CHECKS FAILED")
     print("#" * 70)
     return {result.name: result for result in results}
+
+
+def precision_of(model: Transformer) -> Precision:
+    """Raises UserError for weights in a dtype that the checks have no figures for."""
+    dtype = model.embedding.weight.dtype
+    if dtype not in PRECISIONS:
+        known = ", ".join(dtype_name(dtype) for dtype in PRECISIONS)
+        raise UserError(f"the weights are {dtype_name(dtype)}, but the growth checks know {known} only")
+    return PRECISIONS[dtype]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _tolerance(model: Transformer, given: float | None) -> tuple[float, str]:
+    """The tolerance to use, and how a report names it."""
+    tolerance = precision_of(model).tolerance if given is None else given
+    return tolerance, f"tolerance {tolerance:.0e} for {dtype_name(model.embedding.weight.dtype)}"
 
 
 def _heading(number: int, title: str) -> None:
@@ -271,5 +327,18 @@ def _scores(model: Transformer, block: int, x_BTD: Tensor, shift: int) -> Tensor
 def _drift(actual: Tensor, expected: Tensor) -> float:
     """Largest difference over the root mean square of what was expected."""
     if actual.shape != expected.shape:
-        return float("inf")
-    return ((actual - expected).abs().max() / expected.square().mean().sqrt()).item()
+        return math.inf
+    return _relative((actual - expected).abs().max(), expected)
+
+
+def _median_drift(actual: Tensor, expected: Tensor) -> float:
+    """The same for the median token, of (batch, time, …)."""
+    if actual.shape != expected.shape:
+        return math.inf
+    return _relative((actual - expected).abs().amax(-1).median(), expected)
+
+
+def _relative(difference: Tensor, expected: Tensor) -> float:
+    drift = (difference / expected.square().mean().sqrt()).item()
+    # max() over layers would pass over a drift that is no number.
+    return math.inf if math.isnan(drift) else drift

@@ -1,0 +1,276 @@
+"""Does growth pay? Every way to spend the same training compute on the same target, on real stories.
+
+    python -m benchmarks.growth_study --data ../shared/tinystories/train.txt \\
+        --valid-data ../shared/tinystories/valid.txt
+    python -m benchmarks.growth_study_report
+
+An arm is a start and a list of growths. It trains at a constant learning rate; from its trunk a branch
+leaves for each budget, whose rate falls to zero over the last fifth, and whose last held-out loss
+counts. Growth arms that share a beginning share its run, and each is charged for it. Rows of arm, seed,
+budget, flops, seconds and held-out loss are appended to benchmarks/results/growth_study.json as they
+are measured: the study goes on where it was stopped.
+
+FLOPs are counted, not measured: 6 per active parameter and token, attention, and Muon's
+orthogonalisation. Seconds are those of one CPU thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.study_operators import OPERATORS
+from config import ModelConfig, TrainingConfig
+from data import load_data
+from models import Transformer, build_dense_model, build_moe_model, count_parameters, next_token_loss, router_loss
+from training.evaluate import heldout_loss
+from training.optimizer import build_optimizers, read_state, set_learning_rate, write_state
+from transfer.optimizer_growth import grow_optimizer_state
+
+RESULTS = Path(__file__).parent / "results" / "growth_study.json"
+BATCH, CONTEXT = 8, 128
+WARMUP_STEPS = 20
+DECAY_SHARE = 0.2
+EVALUATIONS = 24  # over the longest budget
+
+VOCABULARY = 4_097
+SMALL = ModelConfig(VOCABULARY, 48, 3, 2, context_length=CONTEXT)
+SMALL_MOE = SMALL.upcycled(8, 2)
+TARGET = SMALL_MOE.grown(2, 3)
+TARGET_DENSE = SMALL.grown(2, 3)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """`at` is the compute at which it happens, as a share of the longest budget."""
+
+    at: float
+    to: ModelConfig
+    operator: str
+    optimizer: str = "grown"
+    noise: float = 1.0
+    rewarm_steps: int = 20
+
+
+@dataclass(frozen=True)
+class Arm:
+    start: ModelConfig
+    growths: tuple[Growth, ...] = ()
+    lr: float = 0.04
+
+
+def training_flops(model: ModelConfig) -> float:
+    """FLOPs of one step: the model's, forward and backward, and Muon's five iterations."""
+    tokens = BATCH * CONTEXT
+    network = 6 * count_parameters(model).active + 6 * model.n_layers * CONTEXT * model.d_model
+    # Of the experts, top_k have their turn at a step.
+    d, copies = model.d_model, model.top_k if model.is_moe else 1
+    rectangular = 5 * (4 * d * d * model.d_hidden + 2 * d**3)
+    square = 5 * 6 * d**3
+    return tokens * network + model.n_layers * (4 * square + 2 * copies * rectangular)
+
+
+@dataclass
+class Trainee:
+    """A model in training, and what it has cost."""
+
+    model: Transformer
+    optimizers: list[torch.optim.Optimizer]
+    steps: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    warm_from: int = 0
+    warm_steps: int = WARMUP_STEPS
+
+    @classmethod
+    def new(cls, model: Transformer, state: dict | None = None, **cost) -> Trainee:
+        optimizers = build_optimizers(model, weight_decay=0.1)
+        write_state(model, optimizers, state or {})
+        return cls(model, optimizers, **cost)
+
+    def copy(self) -> Trainee:
+        state = copy.deepcopy(read_state(self.model, self.optimizers))
+        cost = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[2:]}
+        return Trainee.new(copy.deepcopy(self.model), state, **cost)
+
+    def grown(self, growth: Growth, seed: int) -> Trainee:
+        start = time.process_time()
+        old = self.model.config
+        model = OPERATORS[growth.operator](self.model, growth.to, growth.noise, seed)
+        state = {}
+        if growth.optimizer != "fresh":
+            state = grow_optimizer_state(read_state(self.model, self.optimizers), old, growth.to, growth.optimizer)
+        seconds = self.seconds + time.process_time() - start
+        return Trainee.new(
+            model, state, steps=self.steps, flops=self.flops, seconds=seconds, warm_from=self.steps,
+            warm_steps=growth.rewarm_steps,
+        )  # fmt: skip
+
+    def step(self, data, lr: float, budget: float | None) -> None:
+        start = time.process_time()
+        share = min(1.0, (self.steps - self.warm_from + 1) / (self.warm_steps + 1))
+        if budget is not None:
+            share *= min(1.0, max(0.0, (budget - self.flops) / (DECAY_SHARE * budget)))
+        set_learning_rate(self.optimizers, lr * share)
+        loss, routings = next_token_loss(self.model, data.train_batch(self.steps))
+        (loss + router_loss(routings, 0.01, 1e-3)).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        self.flops += training_flops(self.model.config)
+        self.seconds += time.process_time() - start
+
+
+class Results:
+    """Rows on disk, appended by several processes."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def rows(self) -> list[dict]:
+        return json.loads(self.path.read_text())["rows"] if self.path.exists() else []
+
+    def add(self, rows: list[dict]) -> None:
+        with open(self.path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, one thread a run"
+            content = {"machine": machine, "rows": self.rows() + rows}
+            temporary = self.path.with_suffix(".tmp")
+            text = ",\n".join(json.dumps(row) for row in content["rows"])
+            temporary.write_text(f'{{"machine": {json.dumps(machine)},\n"rows": [\n{text}\n]}}\n')
+            temporary.replace(self.path)
+
+
+def run_arm(name: str, arm: Arm, seed: int, budgets: list[float], data, heldout, cache: Path, results: Results) -> None:
+    """Trains one arm over all budgets and adds its rows when all of them are there."""
+    longest = max(budgets)
+    trainee, curve, reached = begin(arm, seed, longest, cache)
+    rows, due = [], None
+    growths = list(arm.growths[reached:])
+    branches = sorted(budgets)
+    spacing = longest / EVALUATIONS
+    bar = tqdm(total=longest / 1e12, desc=f"{name}, seed {seed}", unit="TFLOP", disable=None)
+
+    def measure(trainee: Trainee, budget: float | None) -> dict:
+        return {
+            "arm": name, "seed": seed, "budget": budget, "flops": trainee.flops, "seconds": round(trainee.seconds, 1),
+            "loss": heldout_loss(trainee.model, heldout), "steps": trainee.steps, "width": trainee.model.config.d_model,
+        }  # fmt: skip
+
+    while branches:
+        while branches and trainee.flops >= (1 - DECAY_SHARE) * branches[0]:
+            budget = branches.pop(0)
+            branch = trainee.copy() if branches else trainee
+            while branch.flops < budget:
+                branch.step(data, arm.lr, budget)
+            rows.append(measure(branch, budget))
+            tqdm.write(f"{name:<28} seed {seed} budget {budget / 1e12:5.1f} TFLOP loss {rows[-1]['loss']:.4f} "
+                       f"steps {branch.steps} seconds {branch.seconds:.0f}")  # fmt: skip
+        if not branches:
+            break
+        if growths and trainee.flops >= growths[0].at * longest:
+            key = prefix_key(arm, seed, longest, len(arm.growths) - len(growths))
+            save_prefix(cache / key, trainee, curve)
+            trainee = trainee.grown(growths.pop(0), seed)
+            curve.append(measure(trainee, None))
+        trainee.step(data, arm.lr, None)
+        bar.update(trainee.flops / 1e12 - bar.n)
+        if due is None or trainee.flops >= due:
+            curve.append(measure(trainee, None))
+            due = trainee.flops + spacing
+    bar.close()
+    results.add([{**row, "arm": name} for row in curve] + rows)
+
+
+def prefix_key(arm: Arm, seed: int, longest: float, n_growths: int) -> str:
+    """Names the state just before growth number `n_growths` (from 0): equal beginnings, equal names."""
+    done = arm.growths[:n_growths]
+    text = repr((arm.start, arm.lr, done, arm.growths[n_growths].at * longest, seed))
+    return hashlib.sha256(text.encode()).hexdigest()[:16] + ".pt"
+
+
+def save_prefix(path: Path, trainee: Trainee, curve: list[dict]) -> None:
+    if path.exists():
+        return
+    cost = {f.name: getattr(trainee, f.name) for f in dataclasses.fields(trainee)[2:]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    config = dataclasses.asdict(trainee.model.config)
+    content = {"config": config, "weights": trainee.model.state_dict(), "cost": cost, "curve": curve}
+    torch.save({**content, "state": read_state(trainee.model, trainee.optimizers)}, temporary)
+    temporary.replace(path)
+
+
+def begin(arm: Arm, seed: int, longest: float, cache: Path) -> tuple[Trainee, list[dict], int]:
+    """The arm's longest beginning that is on disk, its curve, and how many growths lie before it."""
+    for reached in reversed(range(len(arm.growths))):
+        path = cache / prefix_key(arm, seed, longest, reached)
+        if path.exists():
+            saved = torch.load(path, weights_only=True)
+            model = Transformer.empty(ModelConfig(**saved["config"]))
+            model.load_state_dict(saved["weights"])
+            return Trainee.new(model, saved["state"], **saved["cost"]), saved["curve"], reached
+    build = build_moe_model if arm.start.is_moe else build_dense_model
+    return Trainee.new(build(arm.start, seed)), [], 0
+
+
+def to_moe(at: float, to: ModelConfig = SMALL_MOE) -> Growth:
+    return Growth(at, to, "upcycled")
+
+
+ARMS = {
+    "target from scratch": Arm(TARGET),
+    "small dense continued": Arm(SMALL),
+    "small MoE continued": Arm(SMALL, (to_moe(0.05),)),
+    "ours": Arm(SMALL, (to_moe(0.05), Growth(0.25, TARGET, "ours"))),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="training stories (.txt, .jsonl, .parquet)")
+    parser.add_argument("--valid-data", required=True, help="held-out stories")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), help="which arms; all of them if not given")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--budgets", nargs="*", type=float, default=[2, 4, 8], help="training TFLOP")
+    parser.add_argument("--lr", type=float, help="try another learning rate; its rows carry it in the arm's name")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--cache", type=Path, default=Path("/tmp/growth_study"))
+    parser.add_argument("--worker", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every Nth run, from I")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results = Results(arguments.out)
+    budgets = [tflop * 1e12 for tflop in arguments.budgets]
+    runs = [(name, seed) for seed in arguments.seeds for name in arguments.arms]
+    for name, seed in runs[arguments.worker[0] :: arguments.worker[1]]:
+        arm = ARMS[name]
+        if arguments.lr:
+            arm, name = dataclasses.replace(arm, lr=arguments.lr), f"{name}, lr {arguments.lr:g}"
+        done = {(row["arm"], row["seed"], row["budget"]) for row in results.rows()}
+        if (name, seed, max(budgets)) in done:
+            continue
+        config = TrainingConfig(
+            data=arguments.data, valid_data=arguments.valid_data, tokenizer="builtin", seed=seed,
+            batch_size=BATCH, context_length=CONTEXT, eval_batches=16,
+        )  # fmt: skip
+        data = load_data(config, say=lambda _: None)
+        run_arm(name, arm, seed, budgets, data, data.heldout_batches(), arguments.cache, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The other ways to make a large model of a small one, as the growth study compares them.
+
+Each takes the old model, the new geometry and a seed, and returns a filled model. They are written
+from the papers, for this architecture; none but `ours` keeps width, depth and MoE exact at once.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from config import ModelConfig
+from models import Transformer
+from transfer.growth_maps import GrowthMaps
+from transfer.random_streams import parameter_generator
+from transfer.simple_growth import scale_bilaterally
+from transfer.upcycling import upcycle_to_moe
+
+
+def upcycled(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
+    """Dense → MoE, experts as copies (Komatsuzaki et al. 2023)."""
+    return upcycle_to_moe(old, new.n_experts, new.top_k, seed=seed)
+
+
+def ours(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
+    """Bilateral growth with cancelling noise. Without noise and extra layers: HyperCloning (Samragh et al. 2024)."""
+    factor = new.d_model / old.config.d_model
+    return scale_bilaterally(old, factor, new.n_layers - old.config.n_layers, noise_std, seed=seed)
+
+
+@torch.no_grad()
+def naive(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
+    """A fresh large model whose first rows, columns and blocks are overwritten with the small one's."""
+    model = Transformer.empty(new).initialise(torch.Generator().manual_seed(seed))
+    parameters = dict(model.named_parameters())
+    for name, value in old.named_parameters():
+        parameters[name][tuple(slice(size) for size in value.shape)] = value
+    return model
+
+
+@torch.no_grad()
+def predecessor(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
+    """Tiled and divided by the factor, the embedding too; the last block copied as extra layers; noise over rows.
+
+    After yashwantram97/model-growth, whose extra blocks are no identity and whose noise does not cancel.
+    """
+    wide = scale_bilaterally(old, new.d_model / old.config.d_model, 0, 0.0, seed=seed)
+    model = Transformer.empty(new)
+    parameters, last = dict(wide.named_parameters()), wide.config.n_layers - 1
+    for name, parameter in model.named_parameters():
+        source = name
+        if name.startswith("blocks."):
+            _, block, inside = name.split(".", 2)
+            source = f"blocks.{min(int(block), last)}.{inside}"
+        parameter.copy_(parameters[source])
+        if parameter.dim() > 1:
+            noise = torch.empty_like(parameter).normal_(generator=parameter_generator(seed, name, parameter.device))
+            parameter += noise_std * parameter.std() * noise
+    # The head, divided for twice the features, is the embedding; the final norm is copied as it was.
+    factor = new.d_model / old.config.d_model
+    model.embedding.weight /= factor
+    model.final_norm.weight *= factor
+    model.final_norm.bias *= factor
+    return model
+
+
+@torch.no_grad()
+def stacked(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
+    """G_stack (Du et al. 2024): the whole model on top of itself."""
+    model = Transformer.empty(new)
+    parameters = dict(old.named_parameters())
+    for name, parameter in model.named_parameters():
+        source = name
+        if name.startswith("blocks."):
+            _, block, inside = name.split(".", 2)
+            source = f"blocks.{int(block) % old.config.n_layers}.{inside}"
+        parameter.copy_(parameters[source])
+    return model
+
+
+OPERATORS = {f.__name__: f for f in (upcycled, ours, naive, predecessor, stacked)}

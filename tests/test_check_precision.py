@@ -1,0 +1,129 @@
+"""The growth checks know the dtype: they say which tolerance they used, pass sound growth, and catch faults in each."""
+
+import pytest
+import torch
+
+from config import ModelConfig, TrainingConfig, UserError
+from models import Transformer
+from test_growth_checks import lively_dense_model, lively_moe_model
+from transfer.growth_maps import block_origins
+from transfer.simple_growth import scale_bilaterally
+from transfer.verify_growth_mechanics import (
+    PRECISIONS,
+    check_functional_identity,
+    check_rope_integrity,
+    check_router_scaling,
+    detailed_growth_check,
+)
+
+GEOMETRY = ModelConfig(vocab_size=211, d_model=32, n_layers=3, n_heads=4, context_length=24)
+TOLERANCES = {
+    torch.float64: (1e-9, "tolerance 1e-09 for float64"),
+    torch.float32: (1e-4, "tolerance 1e-04 for float32"),
+    torch.bfloat16: (0.1, "tolerance 1e-01 for bfloat16"),
+}
+
+
+def failures(old: Transformer, new: Transformer) -> set[str]:
+    return {name for name, result in detailed_growth_check(old, new).items() if not result}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("kind", [lively_dense_model, lively_moe_model])
+def test_sound_growth_passes_and_the_tolerance_is_reported(kind, dtype, capsys):
+    old = kind(GEOMETRY).to(dtype)
+    tolerance, text = TOLERANCES[dtype]
+    for factor, extra in ((2, 2), (1.5, 1)):
+        results = detailed_growth_check(old, scale_bilaterally(old, factor, extra))
+        assert all(results.values())
+        with_tolerance = {"rope", "functional", "router"} if old.config.is_moe else {"rope", "functional"}
+        assert {name for name, result in results.items() if "tolerance" in result.figures} == with_tolerance
+        assert all(results[name].figures["tolerance"] == tolerance for name in with_tolerance)
+        assert capsys.readouterr().out.count(text) == len(with_tolerance)
+
+
+def test_fp32_has_the_tolerance_of_a_run():
+    assert PRECISIONS[torch.float32].tolerance == TrainingConfig().check_tolerance
+
+
+def test_a_tolerance_that_is_given_counts(capsys):
+    old = lively_moe_model(GEOMETRY).to(torch.bfloat16)
+    result = check_functional_identity(old, scale_bilaterally(old, 2, 0), tolerance=1e-3)
+    assert not result and result.figures["tolerance"] == 1e-3
+    assert "tolerance 1e-03 for bfloat16" in capsys.readouterr().out
+
+
+def test_a_dtype_without_figures_is_refused():
+    old = lively_dense_model(GEOMETRY).half()
+    with pytest.raises(UserError, match="weights are float16, but the growth checks know float64, float32, bfloat16"):
+        detailed_growth_check(old, scale_bilaterally(old, 2, 0))
+
+
+def shift_query_rows(new: Transformer, _old: Transformer) -> None:
+    for block in new.blocks:
+        rows = block.attention.qkv.weight.view(8, 3, 8, -1)
+        rows[:, 0] = rows[:, 0].roll(1, dims=1)
+
+
+def leave_routers_undivided(new: Transformer, _old: Transformer) -> None:
+    for block in new.blocks:
+        block.mlp.router.weight *= 2
+
+
+def leave_out_the_noise_of_one_matrix(new: Transformer, old: Transformer) -> None:
+    silent = scale_bilaterally(old, 2, 2, noise_std=0.0)
+    new.blocks[2].mlp.down.weight.copy_(silent.blocks[2].mlp.down.weight)
+
+
+def leave_the_head_as_it_was(new: Transformer, _old: Transformer) -> None:
+    new.final_norm.weight *= 2
+    new.final_norm.bias *= 2
+
+
+def copy_the_last_block(new: Transformer, _old: Transformer) -> None:
+    origins = block_origins(3, 2)
+    new.blocks[origins.index(None)].load_state_dict(new.blocks[origins.index(2)].state_dict())
+
+
+def put_noise_on_rows(new: Transformer, _old: Transformer) -> None:
+    weight = new.blocks[2].mlp.up.weight
+    noise = 0.5 * weight.std() * torch.randn(8, 128, 64, generator=torch.Generator().manual_seed(0))
+    weight += torch.cat((noise, -noise), dim=1).to(weight)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(
+    "fault, check",
+    [
+        (shift_query_rows, "rope"),
+        (leave_routers_undivided, "router"),
+        (leave_out_the_noise_of_one_matrix, "symmetry"),
+        (leave_the_head_as_it_was, "functional"),
+        (copy_the_last_block, "functional"),
+        (put_noise_on_rows, "functional"),
+    ],
+)
+def test_each_fault_is_caught_in_each_dtype(fault, check, dtype):
+    old = lively_moe_model(GEOMETRY).to(dtype)
+    new = scale_bilaterally(old, 2, 2).requires_grad_(False)
+    with torch.no_grad():
+        fault(new, old)
+    failed = failures(old, new)
+    # What is wrong inside a layer may show in the function, too.
+    assert check in failed and failed <= {check, "functional"}
+
+
+def test_missing_gain_is_caught_in_bf16():
+    """The fault that moves the median token least of those that no other check sees."""
+    old = lively_moe_model(GEOMETRY).to(torch.bfloat16)
+    new = scale_bilaterally(old, 1.5, 0).requires_grad_(False)
+    new.blocks[1].attention_norm.weight *= 1.5**0.5
+    assert failures(old, new) == {"functional"}
+
+
+def test_no_check_passes_over_a_value_that_is_no_number():
+    old = lively_moe_model(GEOMETRY)
+    new = scale_bilaterally(old, 2, 2).requires_grad_(False)
+    new.blocks[0].attention.qkv.bias[0] = float("nan")
+    new.blocks[0].mlp.router.weight[0, 0] = float("nan")
+    assert not check_rope_integrity(old, new) and not check_router_scaling(old, new)

@@ -1,0 +1,100 @@
+"""What a phase writes down: steps, held-out losses, liveness, stories; printed and in the history."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from config import UserError
+from models import Routing, Transformer
+from training.evaluate import bits_per_byte, greedy_continuation, heldout_loss
+from training.run import Run
+from transfer.liveness import GradientCoverage, liveness_report
+
+SAMPLE_PROMPT = "Once upon a time"
+
+
+class StepRows:
+    """Holds the figures of steps on the device until a line is printed: reading them waits for it."""
+
+    def __init__(self, run: Run, phase: int):
+        self.run, self.phase, self.start, self.rows = run, phase, time.perf_counter(), []
+
+    def add(self, step: int, loss: Tensor, grad_norm: Tensor, lr: float) -> None:
+        seconds = time.perf_counter() - self.start
+        self.rows.append((step, loss.detach(), grad_norm.detach(), lr, self.run.tokens_seen, seconds))
+
+    def write(self, routings: list[Routing]) -> None:
+        """Writes all rows to the history and prints the last, with the routing of its step."""
+        for step, loss, grad_norm, lr, tokens, seconds in self.rows:
+            loss, grad_norm = loss.item(), grad_norm.item()
+            require_finite(self.run, self.phase, step, loss, grad_norm)
+            is_last = step == self.rows[-1][0]
+            figures = routing_figures(routings) if is_last and routings else {}
+            self.run.history.write(
+                "step", phase=self.phase, step=step, loss=loss, lr=lr, grad_norm=grad_norm,
+                tokens=tokens, seconds=round(seconds, 3), **figures,
+            )  # fmt: skip
+        tqdm.write(f"  step {step:>4} | loss {loss:.4f} | {seconds:.1f}s")
+        self.rows.clear()
+
+
+def require_finite(run: Run, phase: int, step: int, loss: float, grad_norm: float = 0.0) -> None:
+    """Raises UserError where training has run away, before anything of it is saved."""
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise UserError(
+            f"phase {phase}, step {step}: loss {loss}, gradient norm {grad_norm}; "
+            f"train again with --lr-phase{phase} {run.config.learning_rate(phase) / 2:g}"
+        )
+
+
+def routing_figures(routings: list[Routing]) -> dict:
+    """Balance and z-loss averaged over layers, and each layer's shares of slots by expert."""
+    shares = [(r.slots_per_expert_E / r.slots_per_expert_E.sum()).tolist() for r in routings]
+    return {
+        "balance_loss": torch.stack([r.load_balancing_loss for r in routings]).mean().item(),
+        "z_loss": torch.stack([r.z_loss for r in routings]).mean().item(),
+        "expert_shares": [[round(share, 4) for share in layer] for layer in shares],
+    }
+
+
+def record_evaluation(run: Run, phase: int, step: int, model: Transformer) -> float:
+    """Measures, prints and records the held-out loss in nats a token, and returns it."""
+    loss = heldout_loss(model, run.heldout)
+    require_finite(run, phase, step, loss)
+    bits = bits_per_byte(loss, run.data.bytes_per_token)
+    tqdm.write(f"  step {max(step, 0):>4} | held-out loss {loss:.4f} | {bits:.3f} bits per byte")
+    run.history.write("eval", phase=phase, step=step, tokens=run.tokens_seen, loss=loss, bits_per_byte=bits)
+    return loss
+
+
+def record_liveness(
+    run: Run, phase: int, model: Transformer, steps: int, coverage: GradientCoverage | None = None
+) -> None:
+    """Prints and records whether the clones of the boundary before `phase` have parted, after `steps` of training."""
+    report = liveness_report(model, run.plan.models[phase - 2], run.heldout[0], coverage)
+    tqdm.write(f"  Liveness after {steps} steps of phase {phase}:")
+    for line in report.summary():
+        tqdm.write(f"  {line}")
+    run.history.write("liveness", phase=phase, steps=steps, **dataclasses.asdict(report))
+
+
+def continuation(run: Run, model: Transformer) -> list[int]:
+    """Token ids with which the model greedily continues the fixed prompt."""
+    prompt_ids = run.data.tokenizer.encode_ordinary(SAMPLE_PROMPT)
+    return greedy_continuation(model, prompt_ids, run.config.sample_tokens, run.data.end_of_text)
+
+
+def tell_story(run: Run, phase: int, model: Transformer) -> None:
+    """Prints and records a short greedy story."""
+    if run.config.sample_tokens == 0:
+        return
+    ids = continuation(run, model)
+    story = SAMPLE_PROMPT + run.data.tokenizer.decode(ids)
+    print(f"\n  Story after phase {phase}:\n    " + story.replace("\n", "\n    "))
+    run.history.write("sample", phase=phase, prompt=SAMPLE_PROMPT, story=story, token_ids=ids)
