@@ -46,10 +46,11 @@ DECAY_SHARE = 0.2
 EVALUATIONS = 24  # over the longest budget
 
 VOCABULARY = 4_097
-SMALL = ModelConfig(VOCABULARY, 48, 3, 2, context_length=CONTEXT)
+SMALL = ModelConfig(VOCABULARY, 32, 2, 2, context_length=CONTEXT)
 SMALL_MOE = SMALL.upcycled(8, 2)
-TARGET = SMALL_MOE.grown(2, 3)
-TARGET_DENSE = SMALL.grown(2, 3)
+MIDDLE = SMALL_MOE.grown(2, 2)
+TARGET = MIDDLE.grown(1.5, 2)
+TARGET_DENSE = dataclasses.replace(TARGET, n_experts=0)
 
 
 @dataclass(frozen=True)
@@ -233,11 +234,18 @@ def to_moe(at: float, to: ModelConfig = SMALL_MOE) -> Growth:
     return Growth(at, to, "upcycled")
 
 
+def ours(middle: float = 0.1, target: float = 0.35, **how) -> Arm:
+    return Arm(SMALL, (to_moe(0.02), Growth(middle, MIDDLE, "ours", **how), Growth(target, TARGET, "ours", **how)))
+
+
 ARMS = {
     "target from scratch": Arm(TARGET),
     "small dense continued": Arm(SMALL),
-    "small MoE continued": Arm(SMALL, (to_moe(0.05),)),
-    "ours": Arm(SMALL, (to_moe(0.05), Growth(0.25, TARGET, "ours"))),
+    "small MoE continued": Arm(SMALL, (to_moe(0.02),)),
+    "ours": ours(),
+    "ours .05 .2": ours(0.05, 0.2),
+    "ours .05 .4": ours(0.05, 0.4),
+    "middle MoE": Arm(SMALL, (to_moe(0.02), Growth(0.05, MIDDLE, "ours"))),
 }
 
 

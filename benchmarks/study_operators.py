@@ -10,7 +10,6 @@ import torch
 
 from config import ModelConfig
 from models import Transformer
-from transfer.growth_maps import GrowthMaps
 from transfer.random_streams import parameter_generator
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe

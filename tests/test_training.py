@@ -16,7 +16,7 @@ from training import device as device_module
 from training import plan as plan_module
 from training.evaluate import bits_per_byte, greedy_continuation, heldout_loss
 from training.history import History, read_history
-from training.optimizer import build_optimizer
+from training.optimizer import build_optimizers, moment_bytes, read_state
 from training.plan import activation_bytes, is_out_of_memory, make_plan, require_memory
 from training.schedule import learning_rate
 
@@ -24,22 +24,44 @@ SMALL = ModelConfig(vocab_size=101, d_model=32, n_layers=2, n_heads=4, context_l
 CPU = torch.device("cpu")
 
 
-def test_schedule_warms_up_and_decays_to_its_end():
-    rates = [learning_rate(step, 100, 1.0, 10, 0.1) for step in range(100)]
-    assert rates[0] == pytest.approx(1 / 11) and rates[10] == 1.0 and rates[-1] == pytest.approx(0.1)
-    assert all(a < b for a, b in zip(rates[:10], rates[1:11])) and all(a > b for a, b in zip(rates[10:], rates[11:]))
-    assert all(0 < learning_rate(step, n, 1.0, 10, 0.0) <= 1 for n in (1, 2, 3) for step in range(max(1, n - 1)))
+def test_schedule_rises_holds_and_falls_to_its_end():
+    rates = [learning_rate(step, 100, 0.0, 1.0, 0.1, 10) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 11) and rates[10] == rates[39] == 1.0 and rates[-1] == pytest.approx(0.1)
+    assert all(a < b for a, b in zip(rates[:10], rates[1:11])) and all(a > b for a, b in zip(rates[39:], rates[40:]))
+    for n in (1, 2, 3):
+        assert all(0 <= learning_rate(step, n, 0.0, 1.0, 0.0, 10) <= 1 for step in range(n))
 
 
-def test_optimizer_groups_partition_the_parameters_and_decay_matrices_alone():
+def test_the_rate_is_continuous_through_a_boundary():
+    last = learning_rate(99, 100, 0.0, 0.04, 0.004, 10)
+    first = learning_rate(0, 100, 0.004, 0.03, 0.003, 10)
+    assert last == pytest.approx(0.004) and last < first < last + 0.003
+
+
+def test_optimizers_partition_the_parameters_and_decay_matrices_alone():
     model = lively_moe_model(SMALL)
-    groups = build_optimizer(model, 0.1).param_groups
+    muon, adamw = build_optimizers(model, 0.1)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    grouped = [[names[p] for p in group["params"]] for group in groups]
-    assert sorted(grouped[0] + grouped[1]) == sorted(names.values())
-    assert {name.split(".")[-2] for name in grouped[0]} == {"embedding", "qkv", "out", "up", "down"}
-    assert all(name.endswith("bias") or "norm" in name or "router" in name for name in grouped[1])
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    fused, matrices, stacks, embedding, rest = (
+        [names[p] for p in group["params"]] for group in muon.param_groups + adamw.param_groups
+    )
+    assert sorted(fused + matrices + stacks + embedding + rest) == sorted(names.values())
+    assert {name.split(".")[-2] for name in fused} == {"qkv"} and embedding == ["embedding.weight"]
+    assert {name.split(".")[-2] for name in matrices} == {"out"}
+    assert {name.split(".")[-2] for name in stacks} == {"up", "down"}
+    assert all(name.endswith("bias") or "norm" in name or "router" in name for name in rest)
+    assert [group["weight_decay"] for group in muon.param_groups + adamw.param_groups] == [0.1, 0.1, 0.1, 0.0, 0.0]
+
+
+def test_planned_moments_are_those_that_the_optimizers_keep():
+    for model in (lively_dense_model(SMALL), lively_moe_model(SMALL)):
+        optimizers = build_optimizers(model, 0.1)
+        next_token_loss(model, torch.randint(101, (2, 17)))[0].backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        state = read_state(model, optimizers)
+        kept = sum(t.nbytes for moments in state.values() for t in moments.values() if t.dim())
+        assert moment_bytes(model.config) == kept
 
 
 def test_history_keeps_every_row_and_a_torn_last_line_is_left_out(tmp_path):

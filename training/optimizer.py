@@ -6,16 +6,16 @@ Measured in docs/GROWTH_STUDY.md, section "The recipe".
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from config import ModelConfig
 from models import Transformer
 from training.muon import Muon
+from transfer.optimizer_growth import State
 
 # Learning rates are given for the matrices; the rest of the model takes these shares of them.
 EMBEDDING_SHARE = 0.125
 REST_SHARE = 0.25
 
-State = dict[str, dict[str, Tensor]]
 
 
 def build_optimizers(model: Transformer, weight_decay: float) -> list[torch.optim.Optimizer]:
@@ -25,15 +25,14 @@ def build_optimizers(model: Transformer, weight_decay: float) -> list[torch.opti
     """
     fused, matrices, stacks, embedding, rest = [], [], [], [], []
     for name, parameter in model.named_parameters():
-        # By name: the biases of stacked experts have two dimensions.
-        if name.endswith("qkv.weight"):
-            fused.append(parameter)
-        elif name.endswith(("out.weight", "up.weight", "down.weight")):
-            (stacks if parameter.dim() == 3 else matrices).append(parameter)
-        elif name.startswith("embedding"):
+        if name.startswith("embedding"):
             embedding.append(parameter)
-        else:
+        elif not is_matrix(name):
             rest.append(parameter)
+        elif name.endswith("qkv.weight"):
+            fused.append(parameter)
+        else:
+            (stacks if parameter.dim() == 3 else matrices).append(parameter)
     config = model.config
     muon = Muon(
         [
@@ -49,6 +48,18 @@ def build_optimizers(model: Transformer, weight_decay: float) -> list[torch.opti
         lr=0.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True,
     )  # fmt: skip
     return [muon, adamw]
+
+
+def is_matrix(name: str) -> bool:
+    """Whether Muon moves the parameter. By name: the biases of stacked experts have two dimensions."""
+    return name.endswith(("qkv.weight", "out.weight", "up.weight", "down.weight"))
+
+
+def moment_bytes(config: ModelConfig) -> int:
+    """Bytes of the optimizers' state in fp32: one moment of a matrix, two of everything else."""
+    with torch.device("meta"):
+        parameters = Transformer(config).named_parameters()
+    return sum(4 * parameter.numel() * (1 if is_matrix(name) else 2) for name, parameter in parameters)
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: float) -> None:

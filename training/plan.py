@@ -1,6 +1,6 @@
 """What a run will need, before it starts: geometry, parameters and memory of each phase.
 
-Bytes per parameter in fp32 with AdamW: 4 weight, 4 gradient, 8 moments. Gradients appear in the
+Bytes per parameter in fp32: 4 weight, 4 gradient, 4 or 8 moments (Muon, AdamW). Gradients appear in the
 backward pass as activations go, so the peak holds the larger of the two.
 """
 
@@ -16,6 +16,7 @@ import torch
 from config import ModelConfig, TrainingConfig, UserError
 from models import ParameterCount, count_parameters
 from models.loss import tokens_per_chunk
+from training.optimizer import moment_bytes
 
 GB = 1e9
 OUT_OF_MEMORY_ADVICE = (
@@ -50,7 +51,7 @@ def phase_memory(
     n_params = count_parameters(model).total
     return PhaseMemory(
         weights=4 * n_params,
-        optimizer=8 * n_params,
+        optimizer=moment_bytes(model),
         gradients=4 * n_params,
         activations=activation_bytes(model, batch_size, device, compute_dtype) + (2 * n_params if compute_dtype else 0),
         process=PROCESS_BYTES + (ONEDNN_BYTES if device.type == "cpu" and compute_dtype and model.is_moe else 0),

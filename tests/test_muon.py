@@ -1,0 +1,63 @@
+"""Muon: orthogonal updates, the peer in torch, fused projections, experts in turn."""
+
+import pytest
+import torch
+
+from training.muon import Muon, join_fused, orthogonalise, split_fused
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (64, 16), (3, 16, 64)])
+def test_singular_values_of_an_update_are_about_one(shape):
+    update = orthogonalise(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    values = torch.linalg.svdvals(update)
+    assert 0.5 < values.min() and values.max() < 1.3
+    assert torch.equal(orthogonalise(torch.zeros(shape)), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(48, 16), (16, 48), (24, 24)])
+def test_a_matrix_moves_as_with_torchs_own_muon(shape):
+    """torch's orthogonalises in bf16 and takes 2-D parameters alone."""
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
+    a = Muon([{"params": [ours]}], weight_decay=0.1, dtype=torch.bfloat16)
+    b = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True)
+    a.param_groups[0]["lr"] = 0.02
+    for step in range(3):
+        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(step + 2))
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        a.step()
+        b.step()
+    moved = (theirs - start).norm()
+    assert (ours - theirs).norm() < 0.05 * moved, "both round to bf16, in another order"
+
+
+def test_queries_keys_and_values_are_orthogonalised_apart():
+    fused = torch.randn(24, 8)  # 2 heads × (q, k, v) × 4 features
+    stack = split_fused(fused, 2)
+    assert torch.equal(join_fused(stack, 2), fused)
+    assert torch.equal(stack[0], torch.cat([fused[0:4], fused[12:16]]))
+    assert torch.equal(stack[2], torch.cat([fused[8:12], fused[20:24]]))
+
+
+def test_experts_take_turns_and_each_has_the_momentum_of_all_steps():
+    stack = torch.zeros(8, 6, 4, requires_grad=True)
+    muon = Muon([{"params": [stack], "period": 4}], weight_decay=0.0)
+    muon.param_groups[0]["lr"] = 0.1
+    moved = []
+    for step in range(4):
+        before = stack.detach().clone()
+        stack.grad = torch.randn(8, 6, 4, generator=torch.Generator().manual_seed(step))
+        muon.step()
+        moved.append((stack.detach() != before).flatten(1).any(1).nonzero().flatten().tolist())
+    assert moved == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    # √4 times the rate, and √(6 / 4) for the shape.
+    assert torch.linalg.svdvals(stack.detach()).max().item() == pytest.approx(0.1 * 2 * 1.5**0.5, rel=0.25)
+    assert muon.state[stack]["momentum_buffer"].flatten(1).any(1).all()
+
+
+def test_a_parameter_without_a_gradient_stays():
+    weight = torch.ones(4, 4, requires_grad=True)
+    muon = Muon([{"params": [weight]}], weight_decay=0.1)
+    muon.param_groups[0]["lr"] = 0.1
+    muon.step()
+    assert torch.equal(weight, torch.ones(4, 4)) and not muon.state[weight]
