@@ -196,6 +196,13 @@ class TrainingConfig:
     router_std: float = setting(
         0.02, GROWTH, "standard deviation of the new routers; 0 would send every token to the same experts"
     )
+    grow_when: str = setting(
+        "fixed",
+        GROWTH,
+        "fixed: after steps_phase1 and steps_phase2. auto: when a trial on a copy gains more grown than as it is, "
+        "between half and four times those steps",
+        choices=("fixed", "auto"),
+    )
     grow_optimizer: str = setting(
         "grown",
         GROWTH,
@@ -229,7 +236,7 @@ class TrainingConfig:
     lr_phase3: float = setting(3e-4, OPTIMIZER, "peak learning rate of phase 3")
     warmup_steps: int = setting(10, OPTIMIZER, "steps of linear warm-up at the start of each phase")
     final_lr_share: float = setting(0.1, OPTIMIZER, "where the cosine decay of each phase ends, as a share of its peak")
-    weight_decay: float = setting(0.1, OPTIMIZER, "AdamW's decay of matrices; biases, norms and routers have none")
+    weight_decay: float = setting(0.1, OPTIMIZER, "decay of matrices; embedding, biases, norms and routers have none")
     grad_clip: float = setting(1.0, OPTIMIZER, "largest norm of the whole gradient")
     balance_weight: float = setting(0.01, OPTIMIZER, "weight of the load-balancing loss")
     z_weight: float = setting(1e-3, OPTIMIZER, "weight of the router's z-loss")

@@ -33,18 +33,23 @@ def train(config, device) -> None:
     """The three phases and the two boundaries between them."""
     start = time.perf_counter()
     run = start_run(config, device)
-    dense_geometry = run.plan.models[0]
 
-    dense = build_dense_model(dense_geometry, seed=config.seed).to(device)
-    state = train_phase(run, 1, dense)
+    def upcycle(model):
+        return upcycle_to_moe(model, config.n_experts, config.top_k, config.router_std, seed=config.seed)
 
-    moe = upcycle_to_moe(dense, config.n_experts, config.top_k, config.router_std, seed=config.seed)
+    def grow(model):
+        return scale_bilaterally(model, config.scale_factor, config.extra_layers, config.noise_std, seed=config.seed)
+
+    dense = build_dense_model(run.plan.models[0], seed=config.seed).to(device)
+    state = train_phase(run, 1, dense, grow=upcycle)
+
+    moe = upcycle(dense)
     cross_boundary(run, 2, dense, moe)
     state = grow_optimizer_state(state, dense.config, moe.config, config.grow_optimizer)
     del dense
-    state = train_phase(run, 2, moe, state)
+    state = train_phase(run, 2, moe, state, grow=grow)
 
-    large_moe = scale_bilaterally(moe, config.scale_factor, config.extra_layers, config.noise_std, seed=config.seed)
+    large_moe = grow(moe)
     cross_boundary(run, 3, moe, large_moe)
     state = grow_optimizer_state(state, moe.config, large_moe.config, config.grow_optimizer)
     del moe
@@ -52,7 +57,7 @@ def train(config, device) -> None:
 
     run.losses["total_drop"] = run.losses["phase3_first"] - run.losses["phase3_final"]
     seconds = time.perf_counter() - start
-    run.history.write("summary", seconds=round(seconds, 1), **run.losses)
+    run.history.write("summary", seconds=round(seconds, 1), flops=run.flops_done, **run.losses)
     run.history.close()
     print(boundary_summary(run.losses, run.data.bytes_per_token))
     plot_curves(run.history.path, run.folder / PICTURE_NAME)

@@ -34,8 +34,9 @@ from tqdm import tqdm
 from benchmarks.study_operators import OPERATORS
 from config import ModelConfig, TrainingConfig
 from data import load_data
-from models import Transformer, build_dense_model, build_moe_model, count_parameters, next_token_loss, router_loss
+from models import Transformer, build_dense_model, build_moe_model, next_token_loss, router_loss
 from training.evaluate import heldout_loss
+from training.flops import step_flops
 from training.optimizer import build_optimizers, read_state, set_learning_rate, write_state
 from transfer.optimizer_growth import grow_optimizer_state
 
@@ -44,20 +45,20 @@ BATCH, CONTEXT = 8, 128
 WARMUP_STEPS = 20
 DECAY_SHARE = 0.2
 EVALUATIONS = 24  # over the longest budget
+TRUNK_BATCHES, BRANCH_BATCHES = 6, 32
+FIRST_TRIAL, TRIAL_EVERY, TRIAL_SHARE = 0.02, 1.4, 0.08
 
 VOCABULARY = 4_097
 SMALL = ModelConfig(VOCABULARY, 32, 2, 2, context_length=CONTEXT)
 SMALL_MOE = SMALL.upcycled(8, 2)
-MIDDLE = SMALL_MOE.grown(2, 2)
-TARGET = MIDDLE.grown(1.5, 2)
-TARGET_DENSE = dataclasses.replace(TARGET, n_experts=0)
+TARGET = SMALL_MOE.grown(2, 2)
 
 
 @dataclass(frozen=True)
 class Growth:
-    """`at` is the compute at which it happens, as a share of the longest budget."""
+    """`at` is the compute at which it happens, as a share of the longest budget; None asks a trial (`contest`)."""
 
-    at: float
+    at: float | None
     to: ModelConfig
     operator: str
     optimizer: str = "grown"
@@ -70,17 +71,6 @@ class Arm:
     start: ModelConfig
     growths: tuple[Growth, ...] = ()
     lr: float = 0.04
-
-
-def training_flops(model: ModelConfig) -> float:
-    """FLOPs of one step: the model's, forward and backward, and Muon's five iterations."""
-    tokens = BATCH * CONTEXT
-    network = 6 * count_parameters(model).active + 6 * model.n_layers * CONTEXT * model.d_model
-    # Of the experts, top_k have their turn at a step.
-    d, copies = model.d_model, model.top_k if model.is_moe else 1
-    rectangular = 5 * (4 * d * d * model.d_hidden + 2 * d**3)
-    square = 5 * 6 * d**3
-    return tokens * network + model.n_layers * (4 * square + 2 * copies * rectangular)
 
 
 @dataclass
@@ -132,7 +122,7 @@ class Trainee:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        self.flops += training_flops(self.model.config)
+        self.flops += step_flops(self.model.config, BATCH)
         self.seconds += time.process_time() - start
 
 
@@ -160,17 +150,18 @@ class Results:
 def run_arm(name: str, arm: Arm, seed: int, budgets: list[float], data, heldout, cache: Path, results: Results) -> None:
     """Trains one arm over all budgets and adds its rows when all of them are there."""
     longest = max(budgets)
-    trainee, curve, reached = begin(arm, seed, longest, cache)
-    rows, due = [], None
+    trainee, curve, rows, reached = begin(arm, seed, budgets, cache)
+    due = None
     growths = list(arm.growths[reached:])
-    branches = sorted(budgets)
+    branches = sorted(budgets)[len(rows) :]
     spacing = longest / EVALUATIONS
+    next_trial = FIRST_TRIAL * longest
     bar = tqdm(total=longest / 1e12, desc=f"{name}, seed {seed}", unit="TFLOP", disable=None)
 
     def measure(trainee: Trainee, budget: float | None) -> dict:
         return {
             "arm": name, "seed": seed, "budget": budget, "flops": trainee.flops, "seconds": round(trainee.seconds, 1),
-            "loss": heldout_loss(trainee.model, heldout), "steps": trainee.steps, "width": trainee.model.config.d_model,
+            "loss": heldout_loss(trainee.model, heldout[: TRUNK_BATCHES if budget is None else BRANCH_BATCHES]), "steps": trainee.steps, "width": trainee.model.config.d_model,
         }  # fmt: skip
 
     while branches:
@@ -184,9 +175,15 @@ def run_arm(name: str, arm: Arm, seed: int, budgets: list[float], data, heldout,
                        f"steps {branch.steps} seconds {branch.seconds:.0f}")  # fmt: skip
         if not branches:
             break
-        if growths and trainee.flops >= growths[0].at * longest:
-            key = prefix_key(arm, seed, longest, len(arm.growths) - len(growths))
-            save_prefix(cache / key, trainee, curve)
+        if growths and growths[0].at is None and trainee.flops >= next_trial:
+            trainee, has_grown = contest(trainee, growths[0], arm.lr, seed, data, heldout[:TRUNK_BATCHES])
+            next_trial = TRIAL_EVERY * trainee.flops
+            if has_grown:
+                growths.pop(0)
+                curve.append(measure(trainee, None))
+        elif growths and growths[0].at is not None and trainee.flops >= growths[0].at * longest:
+            key = prefix_key(arm, seed, budgets, len(arm.growths) - len(growths))
+            save_prefix(cache / key, trainee, curve, rows)
             trainee = trainee.grown(growths.pop(0), seed)
             curve.append(measure(trainee, None))
         trainee.step(data, arm.lr, None)
@@ -195,57 +192,99 @@ def run_arm(name: str, arm: Arm, seed: int, budgets: list[float], data, heldout,
             curve.append(measure(trainee, None))
             due = trainee.flops + spacing
     bar.close()
-    results.add([{**row, "arm": name} for row in curve] + rows)
+    results.add([{**row, "arm": name} for row in curve + rows])
 
 
-def prefix_key(arm: Arm, seed: int, longest: float, n_growths: int) -> str:
+def contest(trainee: Trainee, growth: Growth, lr: float, seed: int, data, heldout) -> tuple[Trainee, bool]:
+    """Grow when the grown model gains more: both train for equal compute, the better goes on, both are charged."""
+    until = trainee.flops * (1 + TRIAL_SHARE)
+    as_it_is, grown = trainee.copy(), trainee.grown(growth, seed)
+    for contender in (as_it_is, grown):
+        while contender.flops < until:
+            contender.step(data, lr, None)
+    losses = [heldout_loss(contender.model, heldout) for contender in (as_it_is, grown)]
+    tqdm.write(f"  trial at {trainee.flops / 1e12:.2f} TFLOP: {losses[0]:.4f} as it is, {losses[1]:.4f} grown")
+    winner, loser = (grown, as_it_is) if losses[1] < losses[0] else (as_it_is, grown)
+    winner.flops += loser.flops - trainee.flops
+    winner.seconds += loser.seconds - trainee.seconds
+    return winner, winner is grown
+
+
+def prefix_key(arm: Arm, seed: int, budgets: list[float], n_growths: int) -> str:
     """Names the state just before growth number `n_growths` (from 0): equal beginnings, equal names."""
-    done = arm.growths[:n_growths]
-    text = repr((arm.start, arm.lr, done, arm.growths[n_growths].at * longest, seed))
+    at = arm.growths[n_growths].at * max(budgets)
+    text = repr((arm.start, arm.lr, arm.growths[:n_growths], at, seed, budgets, BATCH))
     return hashlib.sha256(text.encode()).hexdigest()[:16] + ".pt"
 
 
-def save_prefix(path: Path, trainee: Trainee, curve: list[dict]) -> None:
+def save_prefix(path: Path, trainee: Trainee, curve: list[dict], rows: list[dict]) -> None:
     if path.exists():
         return
-    cost = {f.name: getattr(trainee, f.name) for f in dataclasses.fields(trainee)[2:]}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")
-    config = dataclasses.asdict(trainee.model.config)
-    content = {"config": config, "weights": trainee.model.state_dict(), "cost": cost, "curve": curve}
-    torch.save({**content, "state": read_state(trainee.model, trainee.optimizers)}, temporary)
+    content = {
+        "config": dataclasses.asdict(trainee.model.config),
+        "weights": trainee.model.state_dict(),
+        "state": read_state(trainee.model, trainee.optimizers),
+        "cost": {f.name: getattr(trainee, f.name) for f in dataclasses.fields(trainee)[2:]},
+        "curve": curve,
+        "rows": rows,
+    }
+    torch.save(content, temporary)
     temporary.replace(path)
 
 
-def begin(arm: Arm, seed: int, longest: float, cache: Path) -> tuple[Trainee, list[dict], int]:
-    """The arm's longest beginning that is on disk, its curve, and how many growths lie before it."""
+def begin(arm: Arm, seed: int, budgets: list[float], cache: Path) -> tuple[Trainee, list[dict], list[dict], int]:
+    """The arm's longest beginning that is on disk, its rows so far, and how many growths lie before it."""
     for reached in reversed(range(len(arm.growths))):
-        path = cache / prefix_key(arm, seed, longest, reached)
+        if any(growth.at is None for growth in arm.growths[: reached + 1]):
+            continue
+        path = cache / prefix_key(arm, seed, budgets, reached)
         if path.exists():
             saved = torch.load(path, weights_only=True)
             model = Transformer.empty(ModelConfig(**saved["config"]))
             model.load_state_dict(saved["weights"])
-            return Trainee.new(model, saved["state"], **saved["cost"]), saved["curve"], reached
+            return Trainee.new(model, saved["state"], **saved["cost"]), saved["curve"], saved["rows"], reached
     build = build_moe_model if arm.start.is_moe else build_dense_model
-    return Trainee.new(build(arm.start, seed)), [], 0
+    return Trainee.new(build(arm.start, seed)), [], [], 0
 
 
-def to_moe(at: float, to: ModelConfig = SMALL_MOE) -> Growth:
-    return Growth(at, to, "upcycled")
+UPCYCLE = Growth(0.02, SMALL_MOE, "upcycled")
+GROW_AT = 0.25
 
 
-def ours(middle: float = 0.1, target: float = 0.35, **how) -> Arm:
-    return Arm(SMALL, (to_moe(0.02), Growth(middle, MIDDLE, "ours", **how), Growth(target, TARGET, "ours", **how)))
+def ours(at: float | None = GROW_AT, **how) -> Arm:
+    return Arm(SMALL, (UPCYCLE, Growth(at, TARGET, "ours", **how)))
+
+
+def from_shape(scale_factor: float, extra_layers: int, growth: Growth) -> Arm:
+    """An arm that grows one axis alone and so starts with the other one as the target has it."""
+    start = SMALL.grown(scale_factor, extra_layers)
+    return Arm(start, (Growth(0.02, start.upcycled(8, 2), "upcycled"), growth))
 
 
 ARMS = {
     "target from scratch": Arm(TARGET),
     "small dense continued": Arm(SMALL),
-    "small MoE continued": Arm(SMALL, (to_moe(0.02),)),
+    "small MoE continued": Arm(SMALL, (UPCYCLE,)),
     "ours": ours(),
-    "ours .05 .2": ours(0.05, 0.2),
-    "ours .05 .4": ours(0.05, 0.4),
-    "middle MoE": Arm(SMALL, (to_moe(0.02), Growth(0.05, MIDDLE, "ours"))),
+    "dense upcycled only": Arm(SMALL.grown(2, 2), (Growth(GROW_AT, TARGET, "upcycled"),)),
+    "naive growth": Arm(SMALL, (UPCYCLE, Growth(GROW_AT, TARGET, "naive", "fresh"))),
+    "predecessor's operator": Arm(SMALL, (UPCYCLE, Growth(GROW_AT, TARGET, "predecessor", "fresh", noise=1e-5))),
+    "G_stack": from_shape(2, 0, Growth(GROW_AT, TARGET, "stacked", "fresh")),
+    "HyperCloning": from_shape(1, 2, Growth(GROW_AT, TARGET, "ours", "fresh", noise=0.0)),
+    "SPARKLING-style": from_shape(1, 2, Growth(GROW_AT, TARGET, "ours", "asymmetric", noise=0.0, rewarm_steps=100)),
+    "late depth only": from_shape(2, 0, Growth(2 * GROW_AT, TARGET, "ours", "grown")),
+    "ours, grow when auto": ours(None),
+    "ablation: grown at 0.1": ours(0.1),
+    "ablation: grown at 0.4": ours(0.4),
+    "ablation: fresh optimizer": ours(optimizer="fresh"),
+    "ablation: asymmetric optimizer": ours(optimizer="asymmetric"),
+    "ablation: no noise": ours(noise=0.0),
+    "ablation: noise 0.5": ours(noise=0.5),
+    "ablation: noise 2": ours(noise=2.0),
+    "ablation: no re-warming": ours(rewarm_steps=0),
+    "ablation: re-warming over 100 steps": ours(rewarm_steps=100),
 }
 
 
@@ -274,7 +313,7 @@ def main() -> None:
             continue
         config = TrainingConfig(
             data=arguments.data, valid_data=arguments.valid_data, tokenizer="builtin", seed=seed,
-            batch_size=BATCH, context_length=CONTEXT, eval_batches=16,
+            batch_size=BATCH, context_length=CONTEXT, eval_batches=BRANCH_BATCHES,
         )  # fmt: skip
         data = load_data(config, say=lambda _: None)
         run_arm(name, arm, seed, budgets, data, data.heldout_batches(), arguments.cache, results)

@@ -16,8 +16,9 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -36,7 +37,7 @@ SWEEP, ABLATION = ", lr ", "ablation: "
 class Row:
     """One measurement: counted FLOPs, seconds of one thread, held-out loss in nats a token.
 
-    `budget` is in FLOPs; None on the trunk. A `loss` that is not finite belongs to a run that diverged.
+    `budget` is in FLOPs; None on the trunk. The `loss` of a run that diverged is infinite.
     """
 
     arm: str
@@ -129,13 +130,13 @@ def read_study(path: Path) -> Study:
 def add_row(study: Study, values: dict) -> None:
     """Raises UserError for a row that is not as the study writes it, or that is there already."""
     if not isinstance(values, dict) or set(values) != set(KINDS):
-        given = ", ".join(values) if isinstance(values, dict) else json.dumps(values)
-        raise UserError(f"the columns are {given}; they have to be {', '.join(KINDS)}")
+        given = json.dumps(list(values) if isinstance(values, dict) else values)
+        raise UserError(f"the columns are {given}; they have to be {json.dumps(list(KINDS))}")
     for name, kind in KINDS.items():
         if not isinstance(values[name], kind):
             raise UserError(f"{name} is {json.dumps(values[name])}")
     row = Row(**values)
-    if math.isnan(row.loss):
+    if not math.isfinite(row.loss):
         # Unlike nan, infinity compares: a run that diverged is worse than all others.
         row = dataclasses.replace(row, loss=math.inf)
     if row.budget is None:
@@ -177,13 +178,19 @@ def tflop(flops: float) -> str:
     return f"{flops / 1e12:g} TFLOP"
 
 
-def spread(values: list[float], form: str = ".3f") -> str:
-    """Mean ± half the range; the mean alone where there is one value."""
-    if not all(map(math.isfinite, values)):
-        return "diverged"
-    half_range = (max(values) - min(values)) / 2
+def nats(loss: float) -> str:
+    return f"{loss:.3f}" if math.isfinite(loss) else "diverged"
+
+
+def difference(loss: float) -> str:
     # Rounded, and zero added, so that no -0.000 is printed.
-    return f"{round(fmean(values), 3) + 0.0:{form}}" + (f" ± {half_range:.3f}" if len(values) > 1 else "")
+    return f"{round(loss, 3) + 0.0:+.3f}" if math.isfinite(loss) else "diverged"
+
+
+def spread(values: list[float], show: Callable[[float], str]) -> str:
+    """Mean ± half the range; the mean alone where there is one value, or one that is not finite."""
+    half_range = (max(values) - min(values)) / 2
+    return show(fmean(values)) + (f" ± {half_range:.3f}" if len(values) > 1 and math.isfinite(half_range) else "")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -199,12 +206,12 @@ def seed_counts(study: Study, arm: str) -> str:
 def loss_table(study: Study) -> str:
     arms = study.arms
     budgets = study.budgets(*arms)
-    cells = {(arm, b): spread(study.losses(arm, b)) if study.at(arm, b) else "–" for arm in arms for b in budgets}
+    cells = {(arm, b): spread(study.losses(arm, b), nats) if study.at(arm, b) else "–" for arm in arms for b in budgets}
     for budget in budgets:
         present = [arm for arm in arms if study.at(arm, budget)]
         # Arms whose means print alike are equally good.
-        means = {arm: f"{fmean(study.losses(arm, budget)):.3f}" for arm in present}
-        best = min(means.values(), key=float)
+        means = {arm: round(fmean(study.losses(arm, budget)), 3) for arm in present}
+        best = min(means.values())
         for arm in present:
             if means[arm] == best:
                 cells[arm, budget] = f"**{cells[arm, budget]}**"
@@ -302,7 +309,11 @@ def margin_cells(study: Study, candidates: list[str], budget: float) -> list[str
         return ["–"] * 3
     best = max(margins, key=lambda arm: fmean(margins[arm].values()))
     values = list(margins[best].values())
-    return [best, spread(values, "+.3f"), ", ".join(f"{seed}: {value:+.3f}" for seed, value in margins[best].items())]
+    return [
+        best,
+        spread(values, difference),
+        ", ".join(f"{seed}: {difference(x)}" for seed, x in margins[best].items()),
+    ]
 
 
 def margin_table(study: Study) -> str:
@@ -323,9 +334,11 @@ def compared_table(study: Study, labels: list[str], rows: list[tuple[list[str], 
         lines.append([*names, seed_counts(study, arm)])
         for budget in budgets:
             losses = study.losses(arm, budget)
-            cell = spread(losses) if losses else "–"
-            changes = differences(study, arm, reference, budget) if reference in study.annealed else {}
-            lines[-1].append(cell + (f" ({spread(list(changes.values()), '+.3f')})" if changes else ""))
+            cell = spread(losses, nats) if losses else "–"
+            changes = list(differences(study, arm, reference, budget).values()) if reference in study.annealed else []
+            if changes and all(map(math.isfinite, losses)):
+                cell += f" ({spread(changes, difference)})"
+            lines[-1].append(cell)
     return table([*labels, "seeds", *map(tflop, budgets)], lines)
 
 
@@ -361,7 +374,7 @@ def tables(study: Study) -> str:
         ]
     if study.ablations:
         parts += [
-            "### Ablations of ours\n\nIn brackets the difference to ours on the same seeds; above zero, ours is better.",
+            "### Ablations of ours\n\nIn brackets the difference to ours, same seeds; above zero, ours is better.",
             compared_table(study, ["ablation"], [([arm.removeprefix(ABLATION)], arm, OURS) for arm in study.ablations]),
         ]
     return "\n\n".join([*parts, f"Machine: {study.machine}."])
@@ -440,9 +453,9 @@ def draw_panel(study: Study, panel, cost: str, unit: float) -> None:
     muted = zip(cycle(MUTED_COLOURS), cycle(MUTED_MARKERS))
     costs, losses = [], []
     for arm in [*(arm for arm in MAIN if arm in study.annealed), *(arm for arm in study.arms if arm not in MAIN)]:
-        main = arm in MAIN
-        colour, marker, label = MAIN[arm] if main else (*next(muted), arm)
-        if main:
+        bold = arm in MAIN
+        colour, marker, label = MAIN[arm] if bold else (*next(muted), arm)
+        if bold:
             for rows in study.trunks.get(arm, {}).values():
                 x = [getattr(row, cost) / unit for row in rows]
                 panel.plot(x, [row.loss for row in rows], color=colour, alpha=0.35, linewidth=0.8)
@@ -451,16 +464,17 @@ def draw_panel(study: Study, panel, cost: str, unit: float) -> None:
         x = [fmean(getattr(row, cost) for row in group) / unit for group in groups]
         y = [fmean(row.loss for row in group) for group in groups]
         ranges = [(max(row.loss for row in group) - min(row.loss for row in group)) / 2 for group in groups]
-        style = {"linewidth": 2.2, "markersize": 8, "zorder": 4} if main else {"linewidth": 0.8, "markersize": 5.5}
+        style = {"linewidth": 2.2, "markersize": 8, "zorder": 4} if bold else {"linewidth": 0.8, "markersize": 5.5}
         panel.errorbar(x, y, ranges, color=colour, marker=marker, label=label, elinewidth=1, markeredgewidth=0, **style)
         costs, losses = costs + x, losses + y
     panel.axhline(scratch_loss(study), color=MAIN[SCRATCH][0], linestyle="--", linewidth=1)
-    grown = growth_cost(study, cost)
-    if grown is not None:
-        # Cheap runs are never good: the lower left corner is free.
+    for grown in growth_costs(study, cost):
+        # Cheap runs are never good, and the text is upright: it meets neither a curve nor the next growth.
         panel.axvline(grown / unit, color=MAIN[OURS][0], linestyle=":", linewidth=1)
-        at = {"xy": (grown / unit, 0.02), "xycoords": ("data", "axes fraction"), "annotation_clip": True}
-        panel.annotate(" ours grows here", **at, color=MAIN[OURS][0])
+        panel.annotate(
+            "ours grows", (grown / unit, 0.02), (-3, 0), ("data", "axes fraction"), "offset points", rotation=90,
+            ha="right", va="bottom", fontsize=9, color=MAIN[OURS][0], annotation_clip=True,
+        )  # fmt: skip
     panel.set_title(headline(study, cost), fontsize=11)
     panel.set_xscale("log")
     if cost == "flops":
@@ -470,7 +484,7 @@ def draw_panel(study: Study, panel, cost: str, unit: float) -> None:
     panel.xaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_formatter(NullFormatter())
     # The beginning of the trunks would squeeze what is to be compared into a corner.
-    height = max(losses) - min(losses)
+    height = (max(losses) - min(losses)) or 1.0
     panel.set_xlim(0.6 * min(costs), 1.2 * max(costs))
     panel.set_ylim(min(losses) - 0.07 * height, max(losses) + 0.15 * height)
     panel.grid(alpha=0.25)
@@ -483,20 +497,23 @@ def scratch_loss(study: Study) -> float:
 
 def headline(study: Study, cost: str) -> str:
     """What ours needs to reach the dashed line, in words."""
-    target = f"the loss of the finished scratch run\n(dashed, {scratch_loss(study):.3f})"
+    target = f"the loss of the finished scratch run\n(dashed, {nats(scratch_loss(study))})"
     reached = reach_scratch(study, OURS, study.budgets(SCRATCH)[-1], cost) if OURS in study.annealed else []
-    if not reached or reached[0].bound > 0:
+    if not reached:
+        return f"Against {target}"
+    if reached[0].bound > 0:
         return f"Ours does not reach {target}"
     what = "FLOPs" if cost == "flops" else "seconds"
     return f"Ours reaches {target} with {reached[0]} of its {what}"
 
 
-def growth_cost(study: Study, cost: str) -> float | None:
-    """Where ours first becomes wider, mean over seeds; None where its trunk does not tell."""
-    costs = []
-    for rows in study.trunks.get(OURS, {}).values():
-        costs += [getattr(row, cost) for row in rows if row.width > rows[0].width][:1]
-    return fmean(costs) if costs else None
+def growth_costs(study: Study, cost: str) -> list[float]:
+    """Where ours becomes wider, mean over seeds; empty where its trunk does not tell."""
+    by_seed = [
+        [getattr(row, cost) for before, row in pairwise(rows) if row.width > before.width]
+        for rows in study.trunks.get(OURS, {}).values()
+    ]
+    return [fmean(costs) for costs in zip(*by_seed)]
 
 
 def parse(arguments: list[str] | None):

@@ -10,10 +10,11 @@ eval          phase, step, tokens, loss (held-out, nats a token), bits_per_byte
 boundary      from_phase, to_phase, loss_before, loss_after, jump (same held-out batches, fp32),
               bits_per_byte, same_story (null where sample_tokens is 0), tokens
 verification  to_phase, check, passed, reason, and the check's figures
+trial         phase, step, pays, flops, loss_before, loss_as_it_is, loss_grown: see training/grow_when.py
 liveness      phase (after the boundary), steps (of that phase so far), and the fields of
               transfer.liveness.LivenessReport
 sample        phase, prompt, story, token_ids (of the continuation)
-summary       phase1_final, phase2_first, phase2_final, phase3_first, phase3_final (held-out losses),
+summary       flops (counted, of the whole run), phase1_final, phase2_first, phase2_final, phase3_first, phase3_final (held-out losses),
               jump12, jump23, total_drop (in phase 3), seconds (of the whole run)
 
 A figure that is not finite is null.

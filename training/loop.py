@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
 from tqdm import tqdm
 
-from models import Transformer, next_token_loss, router_loss, save_model
-from training.optimizer import build_optimizers, read_state, set_learning_rate, write_state
-from training.records import StepRows, record_evaluation, record_liveness, tell_story
+from config import TrainingConfig
+from models import Transformer, save_model
+from training.grow_when import Grow, trial_steps, try_growth
+from training.optimizer import build_optimizers, read_state, write_state
+from training.records import StepRows, record_evaluation, record_liveness, record_trial, tell_story
 from training.report import phase_header
 from training.run import Run
 from training.schedule import learning_rate
+from training.step import backward, update
 from transfer.liveness import GradientCoverage
 from transfer.optimizer_growth import State
 
@@ -18,52 +22,70 @@ from transfer.optimizer_growth import State
 LIVENESS_STEPS = 20
 
 
-def train_phase(run: Run, phase: int, model: Transformer, state: State | None = None) -> State:
-    """Trains the model in place for the steps of its phase, records it, and saves it.
+def train_phase(
+    run: Run, phase: int, model: Transformer, state: State | None = None, grow: Grow | None = None
+) -> State:
+    """Trains the model in place through its phase, records it, and saves it.
 
     Args:
         state: moments to go on with, grown from those of the phase before; those missing start afresh.
+        grow: makes the next phase's model; with `grow_when = "auto"` trials of it end the phase.
     Returns:
         The moments at the end.
     Raises:
         UserError: the loss is no longer a number, or the disk is full.
     """
     config, data = run.config, run.data
-    steps, peak = config.steps(phase), config.learning_rate(phase)
+    trials = trial_steps(config.steps(phase)) if grow and config.grow_when == "auto" else []
+    steps = trials[-1] if trials else config.steps(phase)
+    print(phase_header(phase, steps, config.learning_rate(phase), run.device, run.plan.counts[phase - 1], model.config))
     model.compute_dtype = run.compute_dtype
-    print(phase_header(phase, steps, peak, run.device, run.plan.counts[phase - 1], model.config))
     optimizers = build_optimizers(model, config.weight_decay)
     write_state(model, optimizers, state or {})
+    rate_at = phase_rates(config, phase, steps)
     rows = StepRows(run, phase)
     coverage = GradientCoverage(model, run.plan.models[phase - 2]) if phase > 1 else None
-    first_rate = 0.0 if phase == 1 else config.learning_rate(phase - 1) * config.final_lr_share
 
     with tqdm(total=steps, desc=f"phase {phase}", unit="step", disable=None, leave=False) as bar:
         for step in range(steps):
-            rate = learning_rate(step, steps, first_rate, peak, peak * config.final_lr_share, config.warmup_steps)
-            set_learning_rate(optimizers, rate)
             tokens_BT = data.train_batch(run.steps_done).to(run.device)
-            loss, routings = next_token_loss(model, tokens_BT)
-            (loss + router_loss(routings, config.balance_weight, config.z_weight)).backward()
+            loss, routings, grad_norm = backward(model, tokens_BT, config)
             if coverage:
                 coverage.update()
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            run.steps_done += 1
+            update(optimizers, rate_at(step))
+            run.count_step(model.config)
 
-            rows.add(step, loss, grad_norm, rate)
-            if step % config.log_every == 0 or step == steps - 1:
+            is_last = step == steps - 1
+            rows.add(step, loss, grad_norm, rate_at(step))
+            if step % config.log_every == 0 or is_last:
                 rows.write(routings)
-            if (step + 1) % config.eval_every == 0 and step != steps - 1:
+            if (step + 1) % config.eval_every == 0 and not is_last:
                 record_evaluation(run, phase, step, model)
             if coverage and step + 1 == min(LIVENESS_STEPS, steps):
                 record_liveness(run, phase, model, step + 1, coverage)
                 coverage = None
             bar.update()
+            if step + 1 in trials and not is_last:
+                trial = try_growth(run, model, read_state(model, optimizers), rate_at(step), grow)
+                record_trial(run, phase, step, trial)
+                if trial.pays:
+                    break
 
-    run.losses[f"phase{phase}_final"] = record_evaluation(run, phase, steps - 1, model)
+    if rows.rows:
+        rows.write(routings)
+    run.losses[f"phase{phase}_final"] = record_evaluation(run, phase, step, model)
     tell_story(run, phase, model)
     save_model(model, run.model_path(phase))
     return read_state(model, optimizers)
+
+
+def phase_rates(config: TrainingConfig, phase: int, steps: int) -> Callable[[int], float]:
+    """The learning rate of each step of a phase.
+
+    A phase ends at `final_lr_share` of its peak. One whose end is open cannot fall towards it: it holds its peak.
+    """
+    is_open = config.grow_when == "auto"
+    shares = [1.0 if is_open and p < 3 else config.final_lr_share for p in (1, 2, 3)]
+    start = 0.0 if phase == 1 else config.learning_rate(phase - 1) * shares[phase - 2]
+    peak = config.learning_rate(phase)
+    return lambda step: learning_rate(step, steps, start, peak, peak * shares[phase - 1], config.warmup_steps)

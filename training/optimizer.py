@@ -17,7 +17,6 @@ EMBEDDING_SHARE = 0.125
 REST_SHARE = 0.25
 
 
-
 def build_optimizers(model: Transformer, weight_decay: float) -> list[torch.optim.Optimizer]:
     """Optimizers that share out the parameters between them; weight decay for Muon's matrices alone.
 

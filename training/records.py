@@ -13,6 +13,7 @@ from tqdm import tqdm
 from config import UserError
 from models import Routing, Transformer
 from training.evaluate import bits_per_byte, greedy_continuation, heldout_loss
+from training.grow_when import Trial
 from training.run import Run
 from transfer.liveness import GradientCoverage, liveness_report
 
@@ -82,6 +83,12 @@ def record_liveness(
     for line in report.summary():
         tqdm.write(f"  {line}")
     run.history.write("liveness", phase=phase, steps=steps, **dataclasses.asdict(report))
+
+
+def record_trial(run: Run, phase: int, step: int, trial: Trial) -> None:
+    """Prints and records what a trial growth said, and why."""
+    tqdm.write(f"  step {step:>4} | grow? {trial.reason}")
+    run.history.write("trial", phase=phase, step=step, pays=trial.pays, **dataclasses.asdict(trial))
 
 
 def continuation(run: Run, model: Transformer) -> list[int]:

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import TrainingConfig, UserError
+from config import ModelConfig, TrainingConfig, UserError
 from data import StoryData, load_data
 from training.device import choose_precision
+from training.flops import step_flops
 from training.history import History
 from training.plan import Plan, make_plan, require_memory
 
@@ -36,10 +37,15 @@ class Run:
     folder: Path
     history: History
     steps_done: int = 0
+    flops_done: float = 0.0  # counted, trials of growth included
     losses: dict[str, float] = field(default_factory=dict)  # what the closing summary prints
 
     def model_path(self, phase: int) -> Path:
         return self.folder / MODEL_NAMES[phase]
+
+    def count_step(self, model: ModelConfig) -> None:
+        self.steps_done += 1
+        self.flops_done += step_flops(model, self.config.batch_size)
 
     @property
     def tokens_seen(self) -> int:

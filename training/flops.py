@@ -1,0 +1,21 @@
+"""What training costs, counted and not measured."""
+
+from __future__ import annotations
+
+from config import ModelConfig
+from models import count_parameters
+from training.muon import STEPS
+
+
+def step_flops(model: ModelConfig, batch_size: int) -> float:
+    """FLOPs of one training step on batches of full contexts.
+
+    Six per active parameter and token (the tied embedding counts once, as the output matrix), causal
+    attention's scores and sums, and Muon's iterations on all matrices that have their turn.
+    """
+    tokens = batch_size * model.context_length
+    network = 6 * count_parameters(model).active + 6 * model.n_layers * model.context_length * model.d_model
+    d, mlps = model.d_model, model.top_k if model.is_moe else 1
+    square = STEPS * 6 * d**3
+    rectangular = STEPS * (4 * d**2 * model.d_hidden + 2 * d**3)
+    return tokens * network + model.n_layers * (4 * square + 2 * mlps * rectangular)
