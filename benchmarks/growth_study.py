@@ -44,9 +44,9 @@ RESULTS = Path(__file__).parent / "results" / "growth_study.json"
 BATCH, CONTEXT = 8, 128
 WARMUP_STEPS = 20
 DECAY_SHARE = 0.2
-EVALUATIONS = 24  # over the longest budget
+EVALUATE_EVERY = 0.33e12
 TRUNK_BATCHES, BRANCH_BATCHES = 6, 32
-FIRST_TRIAL, TRIAL_EVERY, TRIAL_SHARE = 0.02, 1.4, 0.08
+FIRST_TRIAL, TRIAL_EVERY, TRIAL_SHARE = 0.4e12, 1.4, 0.08
 
 VOCABULARY = 4_097
 SMALL = ModelConfig(VOCABULARY, 32, 2, 2, context_length=CONTEXT)
@@ -56,7 +56,7 @@ TARGET = SMALL_MOE.grown(2, 2)
 
 @dataclass(frozen=True)
 class Growth:
-    """`at` is the compute at which it happens, as a share of the longest budget; None asks a trial (`contest`)."""
+    """`at` is the compute at which it happens, in TFLOP; None asks a trial (`contest`)."""
 
     at: float | None
     to: ModelConfig
@@ -154,8 +154,7 @@ def run_arm(name: str, arm: Arm, seed: int, budgets: list[float], data, heldout,
     due = None
     growths = list(arm.growths[reached:])
     branches = sorted(budgets)[len(rows) :]
-    spacing = longest / EVALUATIONS
-    next_trial = FIRST_TRIAL * longest
+    next_trial = FIRST_TRIAL
     bar = tqdm(total=longest / 1e12, desc=f"{name}, seed {seed}", unit="TFLOP", disable=None)
 
     def measure(trainee: Trainee, budget: float | None) -> dict:
@@ -181,7 +180,7 @@ def run_arm(name: str, arm: Arm, seed: int, budgets: list[float], data, heldout,
             if has_grown:
                 growths.pop(0)
                 curve.append(measure(trainee, None))
-        elif growths and growths[0].at is not None and trainee.flops >= growths[0].at * longest:
+        elif growths and growths[0].at is not None and trainee.flops >= growths[0].at * 1e12:
             key = prefix_key(arm, seed, budgets, len(arm.growths) - len(growths))
             save_prefix(cache / key, trainee, curve, rows)
             trainee = trainee.grown(growths.pop(0), seed)
@@ -190,7 +189,7 @@ def run_arm(name: str, arm: Arm, seed: int, budgets: list[float], data, heldout,
         bar.update(trainee.flops / 1e12 - bar.n)
         if due is None or trainee.flops >= due:
             curve.append(measure(trainee, None))
-            due = trainee.flops + spacing
+            due = trainee.flops + EVALUATE_EVERY
     bar.close()
     results.add([{**row, "arm": name} for row in curve + rows])
 
@@ -212,8 +211,10 @@ def contest(trainee: Trainee, growth: Growth, lr: float, seed: int, data, heldou
 
 def prefix_key(arm: Arm, seed: int, budgets: list[float], n_growths: int) -> str:
     """Names the state just before growth number `n_growths` (from 0): equal beginnings, equal names."""
-    at = arm.growths[n_growths].at * max(budgets)
-    text = repr((arm.start, arm.lr, arm.growths[:n_growths], at, seed, budgets, BATCH))
+    at = arm.growths[n_growths].at
+    # Their branches lie before the growth, and so do their rows.
+    branched = [budget for budget in sorted(budgets) if (1 - DECAY_SHARE) * budget <= at * 1e12]
+    text = repr((arm.start, arm.lr, arm.growths[:n_growths], at, seed, branched, BATCH))
     return hashlib.sha256(text.encode()).hexdigest()[:16] + ".pt"
 
 
@@ -249,8 +250,8 @@ def begin(arm: Arm, seed: int, budgets: list[float], cache: Path) -> tuple[Train
     return Trainee.new(build(arm.start, seed)), [], [], 0
 
 
-UPCYCLE = Growth(0.02, SMALL_MOE, "upcycled")
-GROW_AT = 0.25
+UPCYCLE = Growth(0.16, SMALL_MOE, "upcycled")
+GROW_AT = 2.0
 
 
 def ours(at: float | None = GROW_AT, **how) -> Arm:
@@ -260,7 +261,7 @@ def ours(at: float | None = GROW_AT, **how) -> Arm:
 def from_shape(scale_factor: float, extra_layers: int, growth: Growth) -> Arm:
     """An arm that grows one axis alone and so starts with the other one as the target has it."""
     start = SMALL.grown(scale_factor, extra_layers)
-    return Arm(start, (Growth(0.02, start.upcycled(8, 2), "upcycled"), growth))
+    return Arm(start, (Growth(0.16, start.upcycled(8, 2), "upcycled"), growth))
 
 
 ARMS = {
@@ -276,8 +277,8 @@ ARMS = {
     "SPARKLING-style": from_shape(1, 2, Growth(GROW_AT, TARGET, "ours", "asymmetric", noise=0.0, rewarm_steps=100)),
     "late depth only": from_shape(2, 0, Growth(2 * GROW_AT, TARGET, "ours", "grown")),
     "ours, grow when auto": ours(None),
-    "ablation: grown at 0.1": ours(0.1),
-    "ablation: grown at 0.4": ours(0.4),
+    "ablation: grown at 1": ours(1.0),
+    "ablation: grown at 3": ours(3.0),
     "ablation: fresh optimizer": ours(optimizer="fresh"),
     "ablation: asymmetric optimizer": ours(optimizer="asymmetric"),
     "ablation: no noise": ours(noise=0.0),

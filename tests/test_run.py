@@ -254,7 +254,7 @@ def test_no_sample_tokens_claim_no_story(tmp_path, token_cache, capsys):
 
 
 def test_out_of_memory_names_the_ways_out(tmp_path, token_cache, capsys, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(train_tinystories, "train_phase", full)

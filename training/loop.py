@@ -46,6 +46,7 @@ def train_phase(
     rows = StepRows(run, phase)
     coverage = GradientCoverage(model, run.plan.models[phase - 2]) if phase > 1 else None
 
+    step = -1
     with tqdm(total=steps, desc=f"phase {phase}", unit="step", disable=None, leave=False) as bar:
         for step in range(steps):
             tokens_BT = data.train_batch(run.steps_done).to(run.device)
