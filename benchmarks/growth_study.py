@@ -51,6 +51,7 @@ FIRST_TRIAL, TRIAL_EVERY, TRIAL_SHARE = 0.4e12, 1.4, 0.08
 VOCABULARY = 4_097
 SMALL = ModelConfig(VOCABULARY, 32, 2, 2, context_length=CONTEXT)
 SMALL_MOE = SMALL.upcycled(8, 2)
+WIDE = SMALL_MOE.grown(2, 0)
 TARGET = SMALL_MOE.grown(2, 2)
 
 
@@ -251,11 +252,16 @@ def begin(arm: Arm, seed: int, budgets: list[float], cache: Path) -> tuple[Train
 
 
 UPCYCLE = Growth(0.16, SMALL_MOE, "upcycled")
-GROW_AT = 2.0
+GROW_AT = 1.0
 
 
 def ours(at: float | None = GROW_AT, **how) -> Arm:
     return Arm(SMALL, (UPCYCLE, Growth(at, TARGET, "ours", **how)))
+
+
+def staged(width_at: float, depth_at: float, **how) -> Arm:
+    """Width first, depth later."""
+    return Arm(SMALL, (UPCYCLE, Growth(width_at, WIDE, "ours", **how), Growth(depth_at, TARGET, "ours", **how)))
 
 
 def from_shape(scale_factor: float, extra_layers: int, growth: Growth) -> Arm:
@@ -277,7 +283,9 @@ ARMS = {
     "SPARKLING-style": from_shape(1, 2, Growth(GROW_AT, TARGET, "ours", "asymmetric", noise=0.0, rewarm_steps=100)),
     "late depth only": from_shape(2, 0, Growth(2 * GROW_AT, TARGET, "ours", "grown")),
     "ours, grow when auto": ours(None),
-    "ablation: grown at 1": ours(1.0),
+    "staged .5 2": staged(0.5, 2.0),
+    "staged .5 2.9": staged(0.5, 2.9),
+    "ablation: grown at 2": ours(2.0),
     "ablation: grown at 3": ours(3.0),
     "ablation: fresh optimizer": ours(optimizer="fresh"),
     "ablation: asymmetric optimizer": ours(optimizer="asymmetric"),
