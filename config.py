@@ -231,11 +231,20 @@ class TrainingConfig:
     cache_dir: str = setting("data/cache", DATA, "folder for tokenised stories")
 
     # Optimizer
-    lr_phase1: float = setting(6e-4, OPTIMIZER, "peak learning rate of phase 1")
-    lr_phase2: float = setting(3e-4, OPTIMIZER, "peak learning rate of phase 2")
-    lr_phase3: float = setting(3e-4, OPTIMIZER, "peak learning rate of phase 3")
-    warmup_steps: int = setting(10, OPTIMIZER, "steps of linear warm-up at the start of each phase")
-    final_lr_share: float = setting(0.1, OPTIMIZER, "where the cosine decay of each phase ends, as a share of its peak")
+    lr_phase1: float = setting(
+        0.05,
+        OPTIMIZER,
+        "peak learning rate of phase 1: Muon's, for matrices, and the same for every width. AdamW moves the rest "
+        "with a quarter of it and less",
+    )
+    lr_phase2: float = setting(0.03, OPTIMIZER, "peak learning rate of phase 2")
+    lr_phase3: float = setting(0.02, OPTIMIZER, "peak learning rate of phase 3")
+    warmup_steps: int = setting(
+        5, OPTIMIZER, "steps over which each phase rises to its peak, from zero or from where the phase before ended"
+    )
+    final_lr_share: float = setting(
+        0.1, OPTIMIZER, "where the last 60 % of each phase fall to, in a straight line, as a share of its peak"
+    )
     weight_decay: float = setting(0.1, OPTIMIZER, "decay of matrices; embedding, biases, norms and routers have none")
     grad_clip: float = setting(1.0, OPTIMIZER, "largest norm of the whole gradient")
     balance_weight: float = setting(0.01, OPTIMIZER, "weight of the load-balancing loss")
@@ -316,9 +325,6 @@ PRESETS = {
         n_layers=4,
         n_heads=4,
         extra_layers=2,
-        lr_phase1=4e-3,
-        lr_phase2=2e-3,
-        lr_phase3=1e-3,
         eval_every=40,
     ),
 }

@@ -15,6 +15,8 @@ from transfer.optimizer_growth import State
 # Learning rates are given for the matrices; the rest of the model takes these shares of them.
 EMBEDDING_SHARE = 0.125
 REST_SHARE = 0.25
+# A router is what moves all tokens at once: at the others' rate experts ran empty.
+ROUTER_SHARE = 0.05
 
 
 def build_optimizers(model: Transformer, weight_decay: float) -> list[torch.optim.Optimizer]:
@@ -22,10 +24,12 @@ def build_optimizers(model: Transformer, weight_decay: float) -> list[torch.opti
 
     The learning rate is set before each step, from the schedule.
     """
-    fused, matrices, stacks, embedding, rest = [], [], [], [], []
+    fused, matrices, stacks, embedding, routers, rest = [], [], [], [], [], []
     for name, parameter in model.named_parameters():
         if name.startswith("embedding"):
             embedding.append(parameter)
+        elif "router" in name:
+            routers.append(parameter)
         elif not is_matrix(name):
             rest.append(parameter)
         elif name.endswith("qkv.weight"):
@@ -43,7 +47,11 @@ def build_optimizers(model: Transformer, weight_decay: float) -> list[torch.opti
         model.compute_dtype or model.embedding.weight.dtype,
     )
     adamw = torch.optim.AdamW(
-        [{"params": embedding, "share": EMBEDDING_SHARE}, {"params": rest, "share": REST_SHARE}],
+        [
+            {"params": embedding, "share": EMBEDDING_SHARE},
+            {"params": routers, "share": ROUTER_SHARE},
+            {"params": rest, "share": REST_SHARE},
+        ],
         lr=0.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True,
     )  # fmt: skip
     return [muon, adamw]
