@@ -118,6 +118,9 @@ class ModelConfig:
         )
 
 
+# With `grow_when = "auto"` phases 1 and 2 last up to so many times their steps.
+LONGEST_PHASE = 4
+
 RUN = "Run"
 SIZE = "Size and time (out of memory: lower batch_size first)"
 MODEL = "Model"
@@ -248,7 +251,7 @@ class TrainingConfig:
     weight_decay: float = setting(0.1, OPTIMIZER, "decay of matrices; embedding, biases, norms and routers have none")
     grad_clip: float = setting(1.0, OPTIMIZER, "largest norm of the whole gradient")
     balance_weight: float = setting(
-        0.1, OPTIMIZER, "weight of the load-balancing loss; at 0.02 single experts fell below 1 % of the tokens"
+        0.3, OPTIMIZER, "weight of the load-balancing loss; at 0.1 single experts fell to 1 % of the tokens"
     )
     z_weight: float = setting(1e-3, OPTIMIZER, "weight of the router's z-loss")
 
@@ -308,7 +311,9 @@ class TrainingConfig:
 
     @property
     def total_steps(self) -> int:
-        return self.steps_phase1 + self.steps_phase2 + self.steps_phase3
+        """At most, where trials of growth decide."""
+        longest = LONGEST_PHASE if self.grow_when == "auto" else 1
+        return longest * (self.steps_phase1 + self.steps_phase2) + self.steps_phase3
 
 
 PRESETS = {

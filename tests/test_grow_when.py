@@ -30,7 +30,7 @@ def run(token_cache, tmp_path):
     return Run(config, torch.device("cpu"), None, data, data.heldout_batches(), plan, tmp_path, history=None)
 
 
-def trained(run, steps=6):
+def trained(run, steps=240):
     model = build_dense_model(run.plan.models[0], seed=0)
     optimizers = build_optimizers(model, 0.1)
     for step in range(steps):
@@ -49,29 +49,41 @@ def test_a_trial_spends_equal_compute_on_both_and_leaves_the_run_as_it_was(run):
     model, state = trained(run)
     before = copy.deepcopy((model.state_dict(), state))
     steps_done, flops_done = run.steps_done, run.flops_done
-    trial = try_growth(run, model, state, 0.01, lambda m: upcycle_to_moe(m, 4, 2))
+    trial = try_growth(run, model, state, 0.01, lambda m: upcycle_to_moe(m, 8, 2))
     after = (model.state_dict(), state)
     assert all(torch.equal(after[0][name], value) for name, value in before[0].items())
     for name, moments in before[1].items():
         assert all(torch.equal(state[name][key], value) for key, value in moments.items())
     assert run.steps_done == steps_done
     assert run.flops_done - flops_done == pytest.approx(2 * trial.flops, rel=0.1)
-    assert trial.flops >= 8 * step_flops(run.plan.models[0].upcycled(4, 2), 4)
+    assert 2 * trial.flops <= 0.1 * flops_done and trial.flops >= 8 * step_flops(run.plan.models[1], 4)
     assert trial.loss_as_it_is < trial.loss_before and trial.loss_grown < trial.loss_before
 
 
 def test_a_growth_that_ruins_the_model_does_not_pay_and_one_that_teaches_it_does(run):
     model, state = trained(run)
-    better, _ = trained(run, steps=60)
+    better, _ = trained(run, steps=600)
 
     def ruined(m):
-        moe = upcycle_to_moe(m, 4, 2)
+        moe = upcycle_to_moe(m, 8, 2)
         torch.nn.init.normal_(moe.embedding.weight)
         return moe
 
     assert not try_growth(run, model, state, 0.01, ruined).pays
-    trial = try_growth(run, model, state, 0.01, lambda m: upcycle_to_moe(better, 4, 2))
+    trial = try_growth(run, model, state, 0.01, lambda m: upcycle_to_moe(better, 8, 2))
     assert trial.pays and "growing now" in trial.reason
+
+
+def test_a_run_that_is_too_young_and_a_growth_that_changes_nothing_are_not_tried(run):
+    model, state = trained(run, steps=20)
+    assert try_growth(run, model, state, 0.01, lambda m: upcycle_to_moe(m, 8, 2)) is None
+    run.plan = dataclasses.replace(run.plan, models=(run.plan.models[0],) * 3)
+    run.flops_done *= 1000
+    assert try_growth(run, model, state, 0.01, copy.deepcopy) is None
+
+
+def test_a_plain_copy_that_diverges_loses():
+    assert Trial(1.0, 3.0, float("nan"), 2.9).pays and not Trial(1.0, 3.0, 2.9, float("nan")).pays
 
 
 def test_the_reason_names_both_gains():

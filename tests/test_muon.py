@@ -55,6 +55,12 @@ def test_experts_take_turns_and_each_has_the_momentum_of_all_steps():
     assert muon.state[stack]["momentum_buffer"].flatten(1).any(1).all()
 
 
+def test_an_expert_without_tokens_comes_to_rest_and_stays_finite():
+    fading = 1e-23 * torch.randn(256, 1) @ torch.randn(1, 64)
+    assert orthogonalise(fading).abs().max() < 1e-9
+    assert orthogonalise(fading.bfloat16()).isfinite().all()
+
+
 def test_a_parameter_without_a_gradient_stays():
     weight = torch.ones(4, 4, requires_grad=True)
     muon = Muon([{"params": [weight]}], weight_decay=0.1)

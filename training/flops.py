@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from config import ModelConfig
 from models import count_parameters
 from training.muon import STEPS
+from training.optimizer import muon_period
 
 
+@lru_cache
 def step_flops(model: ModelConfig, batch_size: int) -> float:
     """FLOPs of one training step on batches of full contexts.
 
@@ -15,7 +19,7 @@ def step_flops(model: ModelConfig, batch_size: int) -> float:
     """
     tokens = batch_size * model.context_length
     network = 6 * count_parameters(model).active + 6 * model.n_layers * model.context_length * model.d_model
-    d, mlps = model.d_model, model.top_k if model.is_moe else 1
+    d, mlps = model.d_model, max(model.n_experts, 1) / muon_period(model)
     square = STEPS * 6 * d**3
     rectangular = STEPS * (4 * d**2 * model.d_hidden + 2 * d**3)
     return tokens * network + model.n_layers * (4 * square + 2 * mlps * rectangular)

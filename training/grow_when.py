@@ -3,16 +3,18 @@
 Growing too early wastes compute on a large model that learns what a small one learns for less; too late,
 and the small one has stopped learning. Neither shows in the boundary, which is exact at any time. So
 the run tries it: a grown copy and a plain copy train for equal FLOPs on the batches to come, at one
-learning rate, and the better held-out loss decides. Both copies are thrown away; what they cost
-is charged to the run.
+learning rate, and the better held-out loss decides. Both copies are thrown away; what they cost, a tenth
+of the run so far at each trial, is charged to the run.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from config import LONGEST_PHASE
 from models import Transformer
 from training.evaluate import heldout_loss
 from training.flops import step_flops
@@ -22,9 +24,10 @@ from training.step import backward, update
 from transfer.optimizer_growth import State, grow_optimizer_state
 
 # A phase lasts between half and four times its steps, with a trial after each 1.5-fold of them.
-EARLIEST, EVERY, LATEST = 0.5, 1.5, 4
-# What each copy of a trial costs, as a share of the run so far: three trials cost a tenth of it.
-TRIAL_SHARE, FEWEST_STEPS = 0.04, 8
+EARLIEST, EVERY = 0.5, 1.5
+# A trial costs this share of the run so far, both copies together. One that would be shorter than so many
+# steps of the grown model would tell nothing, and is not made.
+TRIAL_SHARE, FEWEST_STEPS = 0.1, 8
 
 Grow = Callable[[Transformer], Transformer]
 
@@ -40,7 +43,8 @@ class Trial:
 
     @property
     def pays(self) -> bool:
-        return self.loss_grown < self.loss_as_it_is
+        plain = self.loss_as_it_is if math.isfinite(self.loss_as_it_is) else math.inf
+        return self.loss_grown < plain
 
     @property
     def reason(self) -> str:
@@ -54,30 +58,40 @@ class Trial:
 def trial_steps(steps: int) -> list[int]:
     """After which steps of a phase with `steps` steps growth is tried; the last is the end in any case."""
     at, result = EARLIEST * steps, []
-    while at < LATEST * steps:
+    while at < LONGEST_PHASE * steps:
         result.append(max(1, round(at)))
         at *= EVERY
-    return sorted({*result, LATEST * steps})
+    return sorted({*result, LONGEST_PHASE * steps})
 
 
-def try_growth(run: Run, model: Transformer, state: State, rate: float, grow: Grow) -> Trial:
-    """Trains two copies, one of them grown, for equal compute; `model` and `state` stay as they are."""
-    loss_before = heldout_loss(model, run.heldout)
-    grown = grow(model)
-    batch_size = run.config.batch_size
-    flops = max(TRIAL_SHARE * run.flops_done, FEWEST_STEPS * step_flops(grown.config, batch_size))
-    grown_state = grow_optimizer_state(state, model.config, grown.config, run.config.grow_optimizer)
-    losses = []
-    for contender, moments in ((grown, grown_state), (None, state)):
-        # The plain copy is made when the grown one is gone.
-        contender = contender or copy.deepcopy(model)
-        optimizers = build_optimizers(contender, run.config.weight_decay)
-        write_state(contender, optimizers, copy.deepcopy(moments))
-        n_steps = round(flops / step_flops(contender.config, batch_size))
-        for step in range(n_steps):
-            backward(contender, run.data.train_batch(run.steps_done + step).to(run.device), run.config)
+def try_growth(run: Run, model: Transformer, state: State, rate: float, grow: Grow) -> Trial | None:
+    """Trains two copies, one of them grown, for equal compute; `model` and `state` stay as they are.
+
+    None where the run is too young to afford a trial, or where growth changes nothing.
+    """
+    config = run.config
+    grown_geometry = run.plan.models[run.plan.models.index(model.config) + 1]
+    grown_flops = step_flops(grown_geometry, config.batch_size)
+    n_steps = int(TRIAL_SHARE / 2 * run.flops_done / grown_flops)
+    if n_steps < FEWEST_STEPS or grown_geometry == model.config:
+        return None
+    flops = n_steps * grown_flops
+
+    def train(contender: Transformer, moments: State) -> float:
+        optimizers = build_optimizers(contender, config.weight_decay)
+        write_state(contender, optimizers, moments)
+        step_cost = step_flops(contender.config, config.batch_size)
+        for step in range(round(flops / step_cost)):
+            backward(contender, run.data.train_batch(run.steps_done + step).to(run.device), config)
             update(optimizers, rate)
-        losses.append(heldout_loss(contender, run.heldout))
-        run.flops_done += n_steps * step_flops(contender.config, batch_size)
-        grown = contender = optimizers = None
-    return Trial(flops, loss_before, losses[1], losses[0])
+            run.flops_done += step_cost
+        return heldout_loss(contender, run.heldout)
+
+    def train_grown() -> float:
+        # In a function of its own, so that the large copy is gone when the plain one is made.
+        grown = grow(model)
+        return train(grown, grow_optimizer_state(state, model.config, grown.config, config.grow_optimizer))
+
+    loss_grown = train_grown()
+    loss_as_it_is = train(copy.deepcopy(model), copy.deepcopy(state))
+    return Trial(flops, heldout_loss(model, run.heldout), loss_as_it_is, loss_grown)

@@ -68,12 +68,15 @@ def train_phase(
             bar.update()
             if step + 1 in trials and not is_last:
                 trial = try_growth(run, model, read_state(model, optimizers), rate_at(step), grow)
-                record_trial(run, phase, step, trial)
-                if trial.pays:
+                if trial:
+                    record_trial(run, phase, step, trial)
+                if trial and trial.pays:
                     break
 
     if rows.rows:
         rows.write(routings)
+    if coverage and step >= 0:
+        record_liveness(run, phase, model, step + 1, coverage)
     run.losses[f"phase{phase}_final"] = record_evaluation(run, phase, step, model)
     tell_story(run, phase, model)
     save_model(model, run.model_path(phase))

@@ -18,6 +18,8 @@ from torch import Tensor
 MOMENTUM = 0.95
 # Jordan's quintic: five steps bring singular values of 0.01 to 1 to about 0.7 to 1.2.
 A, B, C, STEPS = 3.4445, -4.7750, 2.0315, 5
+# As in torch. An expert without tokens comes to rest as its momentum fades below this.
+SMALLEST_NORM = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
@@ -26,7 +28,7 @@ class Muon(torch.optim.Optimizer):
     With that factor one learning rate holds for all widths (Bernstein & Newhouse 2024).
 
     Orthogonalising all experts at every step would cost several times the step itself. But an expert
-    sees top_k of n_experts tokens: only after `period` = n_experts / top_k steps has it seen as many as a
+    sees top_k of n_experts tokens: only after `period` = n_experts // top_k steps has it seen as many as a
     dense matrix sees in one. So the experts take turns: each is moved every `period` steps, by its
     momentum over them, at √period times the rate, as for a batch so many times as large.
 
@@ -80,10 +82,10 @@ def join_fused(stack_3OI: Tensor, n_heads: int) -> Tensor:
 
 
 def orthogonalise(stack_NOI: Tensor) -> Tensor:
-    """About U Vᵀ of each matrix U S Vᵀ, (…, out, in), by Newton-Schulz; a zero matrix stays zero."""
+    """About U Vᵀ of each matrix U S Vᵀ, (…, out, in), by Newton-Schulz; a vanishing matrix stays one."""
     is_tall = stack_NOI.shape[-2] > stack_NOI.shape[-1]
     x = stack_NOI.mT if is_tall else stack_NOI
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-20)
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=SMALLEST_NORM)
     for _ in range(STEPS):
         gram = x @ x.mT
         x = A * x + (B * gram + C * gram @ gram) @ x

@@ -41,7 +41,7 @@ def build_optimizers(model: Transformer, weight_decay: float) -> list[torch.opti
         [
             {"params": fused, "n_heads": config.n_heads, "share": 1.0},
             {"params": matrices, "share": 1.0},
-            {"params": stacks, "period": max(1, config.n_experts // config.top_k), "share": 1.0},
+            {"params": stacks, "period": muon_period(config), "share": 1.0},
         ],
         weight_decay,
         model.compute_dtype or model.embedding.weight.dtype,
@@ -55,6 +55,11 @@ def build_optimizers(model: Transformer, weight_decay: float) -> list[torch.opti
         lr=0.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True,
     )  # fmt: skip
     return [muon, adamw]
+
+
+def muon_period(config: ModelConfig) -> int:
+    """After how many steps an expert has its turn: see `Muon`."""
+    return max(1, config.n_experts // config.top_k)
 
 
 def is_matrix(name: str) -> bool:

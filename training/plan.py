@@ -1,6 +1,7 @@
 """What a run will need, before it starts: geometry, parameters and memory of each phase.
 
-Bytes per parameter in fp32: 4 weight, 4 gradient, 4 or 8 moments (Muon, AdamW). Gradients appear in the
+Bytes per parameter in fp32: 4 weight, 4 gradient, 4 or 8 moments (Muon, AdamW); for its first steps
+one per new parameter, which the liveness report watches (counted with the gradients). Gradients appear in the
 backward pass as activations go, so the peak holds the larger of the two.
 """
 
@@ -21,7 +22,7 @@ from training.optimizer import moment_bytes
 GB = 1e9
 OUT_OF_MEMORY_ADVICE = (
     "out of memory. Lower --batch-size (4 in place of 8), or grow less: --scale-factor 1.5 --extra-layers 2. "
-    "--plan shows what each phase needs; the models of finished phases are safe"
+    "--plan shows what each phase needs (trials of --grow-when auto need more); the models of finished phases are safe"
 )
 PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
 # In bf16 on a CPU, oneDNN keeps up to 1,024 compiled products, one for each number of rows that an
@@ -38,10 +39,12 @@ class PhaseMemory:
     gradients: float
     activations: float
     process: float
+    trial: float = 0.0  # the next phase beside this one, with `grow_when = "auto"`
 
     @property
     def peak(self) -> float:
-        return self.weights + self.optimizer + max(self.gradients, self.activations) + self.process
+        own = max(self.gradients, self.activations)
+        return self.weights + self.optimizer + max(own, self.trial) + self.process
 
 
 def phase_memory(
@@ -125,11 +128,28 @@ class Plan:
         return "\n".join(lines + ([self.advice] if self.advice else []))
 
 
+def memory_of_phases(
+    config: TrainingConfig, vocab_size: int, device: torch.device, compute_dtype: torch.dtype | None
+) -> tuple[PhaseMemory, ...]:
+    """The memory of all three phases, what growth adds included."""
+    models = config.phase_geometries(vocab_size)
+    memory = [phase_memory(model, config.batch_size, device, compute_dtype) for model in models]
+    counts = [count_parameters(model).total for model in models]
+    for phase in (1, 2):
+        watched = counts[phase] - counts[phase - 1]
+        memory[phase] = dataclasses.replace(memory[phase], gradients=memory[phase].gradients + watched)
+    if config.grow_when == "auto":
+        for phase in (0, 1):
+            trial = memory[phase + 1].peak - PROCESS_BYTES
+            memory[phase] = dataclasses.replace(memory[phase], trial=trial)
+    return tuple(memory)
+
+
 def make_plan(config: TrainingConfig, vocab_size: int, device: torch.device, compute_dtype: torch.dtype | None) -> Plan:
     """Predicts a run's memory, and says what to change where it will not fit."""
     models = config.phase_geometries(vocab_size)
     counts = tuple(count_parameters(model) for model in models)
-    memory = tuple(phase_memory(model, config.batch_size, device, compute_dtype) for model in models)
+    memory = memory_of_phases(config, vocab_size, device, compute_dtype)
     available = available_bytes(device)
     advice = ""
     too_large = [number for number, m in enumerate(memory, 1) if m.peak > available]
@@ -146,11 +166,10 @@ def way_out(
     smaller = {"scale_factor": 1.5, "extra_layers": 2}
     for change in (batches, smaller, {**batches, **smaller}, {**batches, "scale_factor": 1.0, "extra_layers": 1}):
         try:
-            models = dataclasses.replace(config, **change).phase_geometries(vocab_size)
+            memory = memory_of_phases(dataclasses.replace(config, **change), vocab_size, device, compute_dtype)
         except UserError:  # 1.5 gives no whole number of heads here
             continue
-        batch_size = change.get("batch_size", config.batch_size)
-        need = max(phase_memory(model, batch_size, device, compute_dtype).peak for model in models)
+        need = max(phase.peak for phase in memory)
         if need <= available:
             flags = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in change.items())
             return f"{flags} needs {need / GB:.1f} GB and fits"

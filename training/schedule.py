@@ -6,7 +6,7 @@ DECAY_SHARE = 0.6
 
 
 def learning_rate(step: int, steps: int, start: float, peak: float, end: float, warmup_steps: int) -> float:
-    """Linear from `start` up to `peak`, constant, then linear over the last 60 % of the phase down to `end`.
+    """Linear from `start` to `peak`, constant, then linear over the last 60 % of the phase down to `end`.
 
     A phase starts where the one before it ended, so that the rate is continuous through a boundary:
     a grown model has as little use for a sudden full step as the old one had.
@@ -16,6 +16,6 @@ def learning_rate(step: int, steps: int, start: float, peak: float, end: float, 
         warmup_steps: cut to half of the phase where the phase is short.
     """
     warmup_steps = min(warmup_steps, steps // 2)
-    up = start + (peak - start) * min(1.0, (step + 1) / (warmup_steps + 1))
-    down = end + (peak - end) * min(1.0, (steps - 1 - step) / (DECAY_SHARE * steps))
-    return min(up, down)
+    first = start + (peak - start) * min(1.0, (step + 1) / (warmup_steps + 1))
+    last = end + (peak - end) * min(1.0, (steps - 1 - step) / (DECAY_SHARE * steps))
+    return first if step < warmup_steps else last

@@ -83,8 +83,10 @@ class AxisMap:
 
     def read(self, x: Tensor, dim: int = -1, power: int = 1) -> Tensor:
         """What reads the old axis, reading the new one: divided by the copies (to a power), zero at `MEAN`."""
-        y = self._gathered(x.transpose(dim, -1), -1).div_(self.copies.to(x) ** power)
-        return self._without_means(y).transpose(dim, -1)
+        shape = [1] * x.dim()
+        shape[dim] = -1
+        y = self._gathered(x, dim).div_((self.copies.to(x) ** power).view(shape))
+        return y.masked_fill_(self.is_mean.to(x.device).view(shape), 0) if self.is_mean.any() else y
 
     def zero_later_copies(self, x: Tensor, dim: int) -> None:
         """Keeps, in place, the first copy of each old unit; later ones and `MEAN` become zero."""

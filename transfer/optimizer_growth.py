@@ -38,10 +38,13 @@ def grow_optimizer_state(state: State, old: ModelConfig, new: ModelConfig, way: 
             first (after SPARKLING, 2026), which parts the clones. "fresh" returns no state.
     Raises:
         UserError: `new` is no growth of `old`.
+        ValueError: an unknown `way`.
     """
+    if way not in ("grown", "asymmetric", "fresh"):
+        raise ValueError(f"unknown way to grow an optimizer's state: {way!r}")
     if way == "fresh":
         return {}
-    if new.is_moe and not old.is_moe:
+    if new == old.upcycled(new.n_experts, new.top_k) and not old.is_moe:
         return {
             name: upcycled_moments(name, moments, new, way == "asymmetric")
             for name, moments in state.items()
