@@ -13,7 +13,8 @@ import torch
 import train_tinystories
 from config import TrainingConfig
 from models import load_model
-from training import boundary
+from training import boundary, loop
+from training.grow_when import Trial
 from training.history import read_history
 from training.run import MODEL_NAMES
 
@@ -308,3 +309,55 @@ def test_history_rows_are_plain_json(finished):
     folder, _ = finished
     for line in (folder / "training_history.jsonl").read_text().splitlines():
         assert isinstance(json.loads(line)["event"], str)
+
+
+def test_liveness_is_recorded_at_the_boundary_and_when_new_parameters_had_their_turn(finished):
+    folder, result = finished
+    rows = [row for row in read_history(folder / "training_history.jsonl") if row["event"] == "liveness"]
+    assert [(row["phase"], row["steps"]) for row in rows] == [(2, 0), (2, 12), (3, 0), (3, 12)]
+    assert rows[1]["never_touched_share"] < 0.2 and rows[3]["never_touched_share"] < 0.2
+    kinds = {cosine["kind"]: cosine for cosine in rows[2]["clone_cosines"]}
+    assert 0.4 < kinds["hidden units"]["average"] < 0.6, "1 / (1 + noise²)"
+    assert "Liveness after 12 steps of phase 3" in result.stdout
+
+
+def test_the_next_phase_goes_on_with_the_moments_that_its_model_was_grown_with(tmp_path, token_cache, monkeypatch):
+    seen = []
+    train_phase = train_tinystories.train_phase
+
+    def watched(run, phase, model, state=None, grow=None):
+        copied = {name: {k: v.clone() for k, v in moments.items()} for name, moments in (state or {}).items()}
+        seen.append((phase, copied))
+        result = train_phase(run, phase, model, state, grow)
+        seen.append((f"after {phase}", {name: {k: v.clone() for k, v in m.items()} for name, m in result.items()}))
+        return result
+
+    monkeypatch.setattr(train_tinystories, "train_phase", watched)
+    assert run(tmp_path / "grown", token_cache) == 0
+    states = dict(seen)
+    before, after = states["after 1"], states[2]
+    name = "blocks.0.mlp.up.weight"
+    assert torch.equal(after[name]["momentum_buffer"][3], before[name]["momentum_buffer"] / 8)
+    small, large = states["after 2"], states[3]
+    assert torch.equal(large[name]["momentum_buffer"][:, :128, :32], small[name]["momentum_buffer"] / 2)
+    seen.clear()
+    assert run(tmp_path / "fresh", token_cache, "--grow-optimizer", "fresh") == 0
+    assert dict(seen)[2] == {} and dict(seen)[3] == {}
+
+
+def test_with_auto_a_trial_that_pays_ends_the_phase(tmp_path, token_cache, monkeypatch):
+    asked = []
+
+    def trial(run, model, state, rate, grow):
+        asked.append(run.steps_done)
+        return Trial(flops=1e9, loss_before=3.0, loss_as_it_is=2.9, loss_grown=2.8 if len(asked) % 2 == 0 else 2.95)
+
+    monkeypatch.setattr(loop, "try_growth", trial)
+    flags = "--grow-when auto --steps-phase1 8 --steps-phase2 4 --steps-phase3 3".split()
+    assert run(tmp_path, token_cache, *flags) == 0
+    rows = read_history(tmp_path / "training_history.jsonl")
+    trials = [(row["phase"], row["step"], row["pays"]) for row in rows if row["event"] == "trial"]
+    assert trials == [(1, 3, False), (1, 5, True), (2, 1, False), (2, 2, True)]
+    steps = [max(row["step"] for row in rows if row["event"] == "step" and row["phase"] == p) for p in (1, 2, 3)]
+    assert steps == [5, 2, 2]
+    assert rows[-1]["flops"] > 0
