@@ -7,8 +7,8 @@
 An arm is a start and a list of growths. It trains at a constant learning rate; from its trunk a branch
 leaves for each budget, whose rate falls to zero over the last fifth, and whose last held-out loss
 counts. Growth arms that share a beginning share its run, and each is charged for it. Rows of arm, seed,
-budget, flops, seconds and held-out loss are appended to benchmarks/results/growth_study.json as they
-are measured: the study goes on where it was stopped.
+budget, flops, seconds and held-out loss are added to benchmarks/results/growth_study.json as arms are
+finished: the study goes on with the arms that are missing.
 
 FLOPs are counted, not measured: 6 per active parameter and token, attention, and Muon's
 orthogonalisation. Seconds are those of one CPU thread.
@@ -16,7 +16,6 @@ orthogonalisation. Seconds are those of one CPU thread.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 import fcntl
@@ -32,6 +31,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.study_operators import OPERATORS
+from command_line import OneLineParser
 from config import ModelConfig, TrainingConfig
 from data import load_data
 from models import Transformer, build_dense_model, build_moe_model, next_token_loss, router_loss
@@ -44,9 +44,8 @@ RESULTS = Path(__file__).parent / "results" / "growth_study.json"
 BATCH, CONTEXT = 8, 128
 WARMUP_STEPS = 20
 DECAY_SHARE = 0.2
-EVALUATE_EVERY = 0.33e12
+EVALUATE_EVERY = 0.33e12  # FLOPs
 TRUNK_BATCHES, BRANCH_BATCHES = 6, 32
-FIRST_TRIAL, TRIAL_EVERY, TRIAL_SHARE = 0.4e12, 1.4, 0.08
 
 VOCABULARY = 4_097
 SMALL = ModelConfig(VOCABULARY, 32, 2, 2, context_length=CONTEXT)
@@ -57,9 +56,9 @@ TARGET = SMALL_MOE.grown(2, 2)
 
 @dataclass(frozen=True)
 class Growth:
-    """`at` is the compute at which it happens, in TFLOP; None asks a trial (`contest`)."""
+    """`at` is the compute at which it happens, in TFLOP."""
 
-    at: float | None
+    at: float
     to: ModelConfig
     operator: str
     optimizer: str = "grown"
@@ -141,7 +140,10 @@ class Results:
         with open(self.path.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, one thread a run"
-            content = {"machine": machine, "rows": self.rows() + rows}
+            # An arm that is run again, for more budgets say, replaces its rows.
+            again = {(row["arm"], row["seed"]) for row in rows}
+            kept = [row for row in self.rows() if (row["arm"], row["seed"]) not in again]
+            content = {"machine": machine, "rows": kept + rows}
             temporary = self.path.with_suffix(".tmp")
             text = ",\n".join(json.dumps(row) for row in content["rows"])
             temporary.write_text(f'{{"machine": {json.dumps(machine)},\n"rows": [\n{text}\n]}}\n')
@@ -152,10 +154,9 @@ def run_arm(name: str, arm: Arm, seed: int, budgets: list[float], data, heldout,
     """Trains one arm over all budgets and adds its rows when all of them are there."""
     longest = max(budgets)
     trainee, curve, rows, reached = begin(arm, seed, budgets, cache)
-    due = None
+    due = trainee.flops + EVALUATE_EVERY if curve else 0.0
     growths = list(arm.growths[reached:])
     branches = sorted(budgets)[len(rows) :]
-    next_trial = FIRST_TRIAL
     bar = tqdm(total=longest / 1e12, desc=f"{name}, seed {seed}", unit="TFLOP", disable=None)
 
     def measure(trainee: Trainee, budget: float | None) -> dict:
@@ -175,39 +176,18 @@ def run_arm(name: str, arm: Arm, seed: int, budgets: list[float], data, heldout,
                        f"steps {branch.steps} seconds {branch.seconds:.0f}")  # fmt: skip
         if not branches:
             break
-        if growths and growths[0].at is None and trainee.flops >= next_trial:
-            trainee, has_grown = contest(trainee, growths[0], arm.lr, seed, data, heldout[:TRUNK_BATCHES])
-            next_trial = TRIAL_EVERY * trainee.flops
-            if has_grown:
-                growths.pop(0)
-                curve.append(measure(trainee, None))
-        elif growths and growths[0].at is not None and trainee.flops >= growths[0].at * 1e12:
+        if growths and trainee.flops >= growths[0].at * 1e12:
             key = prefix_key(arm, seed, budgets, len(arm.growths) - len(growths))
             save_prefix(cache / key, trainee, curve, rows)
             trainee = trainee.grown(growths.pop(0), seed)
             curve.append(measure(trainee, None))
         trainee.step(data, arm.lr, None)
         bar.update(trainee.flops / 1e12 - bar.n)
-        if due is None or trainee.flops >= due:
+        if trainee.flops >= due:
             curve.append(measure(trainee, None))
             due = trainee.flops + EVALUATE_EVERY
     bar.close()
     results.add([{**row, "arm": name} for row in curve + rows])
-
-
-def contest(trainee: Trainee, growth: Growth, lr: float, seed: int, data, heldout) -> tuple[Trainee, bool]:
-    """Grow when the grown model gains more: both train for equal compute, the better goes on, both are charged."""
-    until = trainee.flops * (1 + TRIAL_SHARE)
-    as_it_is, grown = trainee.copy(), trainee.grown(growth, seed)
-    for contender in (as_it_is, grown):
-        while contender.flops < until:
-            contender.step(data, lr, None)
-    losses = [heldout_loss(contender.model, heldout) for contender in (as_it_is, grown)]
-    tqdm.write(f"  trial at {trainee.flops / 1e12:.2f} TFLOP: {losses[0]:.4f} as it is, {losses[1]:.4f} grown")
-    winner, loser = (grown, as_it_is) if losses[1] < losses[0] else (as_it_is, grown)
-    winner.flops += loser.flops - trainee.flops
-    winner.seconds += loser.seconds - trainee.seconds
-    return winner, winner is grown
 
 
 def prefix_key(arm: Arm, seed: int, budgets: list[float], n_growths: int) -> str:
@@ -239,8 +219,6 @@ def save_prefix(path: Path, trainee: Trainee, curve: list[dict], rows: list[dict
 def begin(arm: Arm, seed: int, budgets: list[float], cache: Path) -> tuple[Trainee, list[dict], list[dict], int]:
     """The arm's longest beginning that is on disk, its rows so far, and how many growths lie before it."""
     for reached in reversed(range(len(arm.growths))):
-        if any(growth.at is None for growth in arm.growths[: reached + 1]):
-            continue
         path = cache / prefix_key(arm, seed, budgets, reached)
         if path.exists():
             saved = torch.load(path, weights_only=True)
@@ -255,7 +233,7 @@ UPCYCLE = Growth(0.16, SMALL_MOE, "upcycled")
 GROW_AT = 1.0
 
 
-def ours(at: float | None = GROW_AT, **how) -> Arm:
+def ours(at: float = GROW_AT, **how) -> Arm:
     return Arm(SMALL, (UPCYCLE, Growth(at, TARGET, "ours", **how)))
 
 
@@ -282,9 +260,7 @@ ARMS = {
     "HyperCloning": from_shape(1, 2, Growth(GROW_AT, TARGET, "ours", "fresh", noise=0.0)),
     "SPARKLING-style": from_shape(1, 2, Growth(GROW_AT, TARGET, "ours", "asymmetric", noise=0.0, rewarm_steps=100)),
     "late depth only": from_shape(2, 0, Growth(2 * GROW_AT, TARGET, "ours", "grown")),
-    "ours, grow when auto": ours(None),
-    "staged .5 2": staged(0.5, 2.0),
-    "staged .5 2.9": staged(0.5, 2.9),
+    "ablation: width at 0.5, depth at 2": staged(0.5, 2.0),
     "ablation: grown at 2": ours(2.0),
     "ablation: grown at 3": ours(3.0),
     "ablation: fresh optimizer": ours(optimizer="fresh"),
@@ -298,7 +274,7 @@ ARMS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="python -m benchmarks.growth_study", description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="training stories (.txt, .jsonl, .parquet)")
     parser.add_argument("--valid-data", required=True, help="held-out stories")
     parser.add_argument("--arms", nargs="*", default=list(ARMS), help="which arms; all of them if not given")
@@ -309,6 +285,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("/tmp/growth_study"))
     parser.add_argument("--worker", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every Nth run, from I")
     arguments = parser.parse_args()
+    unknown = [name for name in arguments.arms if name not in ARMS]
+    if unknown:
+        parser.error(f"unknown arm {unknown[0]!r}; choose among: {', '.join(ARMS)}")
     torch.set_num_threads(1)
     results = Results(arguments.out)
     budgets = [tflop * 1e12 for tflop in arguments.budgets]

@@ -1,0 +1,76 @@
+"""The growth study's machinery: branches, shared beginnings, operators; a few steps of each."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from benchmarks import growth_study
+from benchmarks.growth_study import SMALL, SMALL_MOE, TARGET, Arm, Growth, Results, run_arm
+from benchmarks.study_operators import OPERATORS, ours, predecessor, stacked
+from config import PRESETS
+from data import load_data
+from test_growth_checks import lively_moe_model
+from training.flops import step_flops
+
+GROWN = Arm(SMALL, (Growth(0.005, SMALL_MOE, "upcycled"), Growth(0.01, TARGET, "ours")))
+
+
+@pytest.fixture(scope="module")
+def data(token_cache):
+    config = dataclasses.replace(
+        PRESETS["tiny"], data="builtin", batch_size=8, context_length=128, eval_batches=2, cache_dir=str(token_cache)
+    )
+    return load_data(config, say=lambda _: None)
+
+
+def study(arm, budgets, data, folder, seed=0):
+    results = Results(folder / "results.json")
+    run_arm("an arm", arm, seed, budgets, data, data.heldout_batches(), folder / "cache", results)
+    return results.rows()
+
+
+def ends(rows):
+    return [(row["budget"], row["loss"]) for row in rows if row["budget"]]
+
+
+def test_branches_end_at_their_budgets_and_earlier_phases_are_charged(data, tmp_path):
+    rows = study(GROWN, [0.008e12, 0.03e12], data, tmp_path)
+    branches = [row for row in rows if row["budget"]]
+    assert [row["budget"] for row in branches] == [0.008e12, 0.03e12]
+    for row in branches:
+        assert row["budget"] <= row["flops"] < row["budget"] + step_flops(TARGET, 8)
+    assert [row["width"] for row in branches] == [32, 64]
+    assert rows[0]["loss"] > branches[0]["loss"] > branches[1]["loss"]
+
+
+def test_a_beginning_from_disk_gives_the_same_losses(data, tmp_path):
+    """The second arm takes up the first one's run just before it grew; the branch before that is kept, too."""
+    budgets = [0.008e12, 0.03e12]
+    first = study(GROWN, budgets, data, tmp_path / "a")
+    assert len(list((tmp_path / "a" / "cache").iterdir())) == 2
+    again = study(GROWN, budgets, data, tmp_path / "a")
+    assert ends(again) == ends(first) and len(ends(first)) == 2, "the same, and replaced, not added twice"
+    assert ends(study(GROWN, budgets, data, tmp_path / "b")) == ends(first)
+
+
+def test_every_operator_fills_the_target_and_ours_alone_keeps_the_function():
+    small = lively_moe_model(dataclasses.replace(SMALL, vocab_size=97))
+    target = small.config.grown(2, 2)
+    tokens = torch.randint(97, (2, 16), generator=torch.Generator().manual_seed(0))
+    for name in ("ours", "naive", "predecessor"):
+        model = OPERATORS[name](small, target, 1.0, seed=0)
+        assert model.config == target and all(p.isfinite().all() for p in model.parameters())
+        drift = (model(tokens) - small(tokens)).abs().max().item()
+        assert (drift < 1e-4) == (name == "ours"), (name, drift)
+    deep = stacked(small, small.config.grown(1, 2), 0.0, seed=0)
+    assert torch.equal(deep.blocks[3].mlp.up.weight, small.blocks[1].mlp.up.weight)
+    assert ours(small, target, 0.0, 0).config == predecessor(small, target, 0.0, 0).config
+
+
+def test_unknown_arms_are_refused_in_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["growth_study", "--data", "x", "--valid-data", "y", "--arms", "nope"])
+    with pytest.raises(BaseException) as caught:
+        growth_study.main()
+    text = str(caught.value) + capsys.readouterr().err
+    assert "unknown arm 'nope'" in text
