@@ -90,6 +90,6 @@ def phase_rates(config: TrainingConfig, phase: int, steps: int) -> Callable[[int
     """
     is_open = config.grow_when == "auto"
     shares = [1.0 if is_open and p < 3 else config.final_lr_share for p in (1, 2, 3)]
-    start = 0.0 if phase == 1 else config.learning_rate(phase - 1) * shares[phase - 2]
+    start = 0.0 if phase == 1 or config.steps(phase - 1) == 0 else config.learning_rate(phase - 1) * shares[phase - 2]
     peak = config.learning_rate(phase)
     return lambda step: learning_rate(step, steps, start, peak, peak * shares[phase - 1], config.warmup_steps)

@@ -1,7 +1,7 @@
 """Does what growth added come to life? Are clones parting, does every new parameter learn?
 
 The growth checks look at one gradient, at the boundary. This report looks at the weights, at the
-boundary and again after some steps of training, and costs less than one such step:
+boundary and again after some steps of training:
 
 clones          cosine between the weights of two copies of one unit, or of two experts
 gradients       share of the new parameters that no step so far has given any gradient
