@@ -335,7 +335,8 @@ PRESETS = {
         n_layers=4,
         n_heads=4,
         extra_layers=2,
-        # Batches half as large as the card's: at 0.02 the loss rises after the second boundary.
+        # Batches half as large as the card's: at its rates the loss rises for a while after a boundary.
+        lr_phase2=0.02,
         lr_phase3=0.01,
         warmup_steps=10,
         eval_every=40,
