@@ -1,3 +1,8 @@
+import os
+
+# Models of tests are so small that threads would wait for each other longer than they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 
