@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +33,13 @@ from tqdm import tqdm
 
 from benchmarks.study_operators import OPERATORS
 from command_line import OneLineParser
-from config import ModelConfig, TrainingConfig
+from config import ModelConfig, TrainingConfig, UserError
 from data import load_data
-from models import Transformer, build_dense_model, build_moe_model, next_token_loss, router_loss
+from models import Transformer, build_dense_model, build_moe_model
 from training.evaluate import heldout_loss
 from training.flops import step_flops
-from training.optimizer import build_optimizers, read_state, set_learning_rate, write_state
+from training.optimizer import build_optimizers, read_state, write_state
+from training.step import backward, update
 from transfer.optimizer_growth import grow_optimizer_state
 
 RESULTS = Path(__file__).parent / "results" / "growth_study.json"
@@ -93,8 +95,13 @@ class Trainee:
 
     def copy(self) -> Trainee:
         state = copy.deepcopy(read_state(self.model, self.optimizers))
-        cost = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[2:]}
-        return Trainee.new(copy.deepcopy(self.model), state, **cost)
+        return Trainee.new(copy.deepcopy(self.model), state, **self.cost)
+
+    @property
+    def cost(self) -> dict:
+        """All but the model and its optimizers."""
+        names = ("steps", "flops", "seconds", "warm_from", "warm_steps")
+        return {name: getattr(self, name) for name in names}
 
     def grown(self, growth: Growth, seed: int) -> Trainee:
         start = time.process_time()
@@ -114,13 +121,8 @@ class Trainee:
         share = min(1.0, (self.steps - self.warm_from + 1) / (self.warm_steps + 1))
         if budget is not None:
             share *= min(1.0, max(0.0, (budget - self.flops) / (DECAY_SHARE * budget)))
-        set_learning_rate(self.optimizers, lr * share)
-        loss, routings = next_token_loss(self.model, data.train_batch(self.steps))
-        (loss + router_loss(routings, 0.01, 1e-3)).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        backward(self.model, data.train_batch(self.steps), data.config)
+        update(self.optimizers, lr * share)
         self.steps += 1
         self.flops += step_flops(self.model.config, BATCH)
         self.seconds += time.process_time() - start
@@ -208,7 +210,7 @@ def save_prefix(path: Path, trainee: Trainee, curve: list[dict], rows: list[dict
         "config": dataclasses.asdict(trainee.model.config),
         "weights": trainee.model.state_dict(),
         "state": read_state(trainee.model, trainee.optimizers),
-        "cost": {f.name: getattr(trainee, f.name) for f in dataclasses.fields(trainee)[2:]},
+        "cost": trainee.cost,
         "curve": curve,
         "rows": rows,
     }
@@ -273,7 +275,8 @@ ARMS = {
 }
 
 
-def main() -> None:
+def run_study(given: list[str] | None) -> None:
+    """Raises UserError for flags or stories that cannot be used."""
     parser = OneLineParser(prog="python -m benchmarks.growth_study", description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="training stories (.txt, .jsonl, .parquet)")
     parser.add_argument("--valid-data", required=True, help="held-out stories")
@@ -282,9 +285,9 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", type=float, default=[2, 4, 8], help="training TFLOP")
     parser.add_argument("--lr", type=float, help="try another learning rate; its rows carry it in the arm's name")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--cache", type=Path, default=Path("/tmp/growth_study"))
+    parser.add_argument("--cache", type=Path, default=Path("data/cache/growth_study"))
     parser.add_argument("--worker", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every Nth run, from I")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     unknown = [name for name in arguments.arms if name not in ARMS]
     if unknown:
         parser.error(f"unknown arm {unknown[0]!r}; choose among: {', '.join(ARMS)}")
@@ -301,11 +304,20 @@ def main() -> None:
             continue
         config = TrainingConfig(
             data=arguments.data, valid_data=arguments.valid_data, tokenizer="builtin", seed=seed,
-            batch_size=BATCH, context_length=CONTEXT, eval_batches=BRANCH_BATCHES,
+            batch_size=BATCH, context_length=CONTEXT, eval_batches=BRANCH_BATCHES, balance_weight=0.01,
         )  # fmt: skip
         data = load_data(config, say=lambda _: None)
         run_arm(name, arm, seed, budgets, data, data.heldout_batches(), arguments.cache, results)
 
 
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        run_study(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

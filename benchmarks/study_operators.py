@@ -6,6 +6,8 @@ from the papers, for this architecture; none but `ours` keeps width, depth and M
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from config import ModelConfig
@@ -43,14 +45,9 @@ def predecessor(old: Transformer, new: ModelConfig, noise_std: float, seed: int)
     After yashwantram97/model-growth, whose extra blocks are no identity and whose noise does not cancel.
     """
     wide = scale_bilaterally(old, new.d_model / old.config.d_model, 0, 0.0, seed=seed)
-    model = Transformer.empty(new)
-    parameters, last = dict(wide.named_parameters()), wide.config.n_layers - 1
+    last = old.config.n_layers - 1
+    model = with_blocks_of(wide, new, lambda block: min(block, last))
     for name, parameter in model.named_parameters():
-        source = name
-        if name.startswith("blocks."):
-            _, block, inside = name.split(".", 2)
-            source = f"blocks.{min(int(block), last)}.{inside}"
-        parameter.copy_(parameters[source])
         if parameter.dim() > 1:
             noise = torch.empty_like(parameter).normal_(generator=parameter_generator(seed, name, parameter.device))
             parameter += noise_std * parameter.std() * noise
@@ -62,17 +59,21 @@ def predecessor(old: Transformer, new: ModelConfig, noise_std: float, seed: int)
     return model
 
 
-@torch.no_grad()
 def stacked(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
     """G_stack (Du et al. 2024): the whole model on top of itself."""
+    return with_blocks_of(old, new, lambda block: block % old.config.n_layers)
+
+
+@torch.no_grad()
+def with_blocks_of(old: Transformer, new: ModelConfig, source: Callable[[int], int]) -> Transformer:
+    """A model of geometry `new`, as wide as `old`, whose block i is a copy of old block `source(i)`."""
     model = Transformer.empty(new)
     parameters = dict(old.named_parameters())
     for name, parameter in model.named_parameters():
-        source = name
         if name.startswith("blocks."):
             _, block, inside = name.split(".", 2)
-            source = f"blocks.{int(block) % old.config.n_layers}.{inside}"
-        parameter.copy_(parameters[source])
+            name = f"blocks.{source(int(block))}.{inside}"
+        parameter.copy_(parameters[name])
     return model
 
 

@@ -68,9 +68,9 @@ def test_every_operator_fills_the_target_and_ours_alone_keeps_the_function():
     assert ours(small, target, 0.0, 0).config == predecessor(small, target, 0.0, 0).config
 
 
-def test_unknown_arms_are_refused_in_one_line(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["growth_study", "--data", "x", "--valid-data", "y", "--arms", "nope"])
-    with pytest.raises(BaseException) as caught:
-        growth_study.main()
-    text = str(caught.value) + capsys.readouterr().err
-    assert "unknown arm 'nope'" in text
+@pytest.mark.parametrize("flags, text", [("--arms nope", "unknown arm 'nope'"), ("--arms ours", "data is 'x'")])
+def test_unknown_arms_and_missing_stories_are_refused_in_one_line(flags, text, capsys, tmp_path):
+    given = ["--data", "x", "--valid-data", "y", "--out", str(tmp_path / "r.json"), *flags.split()]
+    assert growth_study.main(given) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1

@@ -15,7 +15,7 @@ from models import Routing, Transformer
 from training.evaluate import bits_per_byte, greedy_continuation, heldout_loss
 from training.grow_when import Trial
 from training.run import Run
-from transfer.liveness import GradientCoverage, liveness_report
+from transfer.liveness import GradientCoverage, expert_shares, liveness_report
 
 SAMPLE_PROMPT = "Once upon a time"
 
@@ -56,11 +56,10 @@ def require_finite(run: Run, phase: int, step: int, loss: float, grad_norm: floa
 
 def routing_figures(routings: list[Routing]) -> dict:
     """Balance and z-loss averaged over layers, and each layer's shares of slots by expert."""
-    shares = [(r.slots_per_expert_E / r.slots_per_expert_E.sum()).tolist() for r in routings]
     return {
         "balance_loss": torch.stack([r.load_balancing_loss for r in routings]).mean().item(),
         "z_loss": torch.stack([r.z_loss for r in routings]).mean().item(),
-        "expert_shares": [[round(share, 4) for share in layer] for layer in shares],
+        "expert_shares": [[round(share, 4) for share in layer] for layer in expert_shares(routings)],
     }
 
 
