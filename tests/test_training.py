@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from config import PRESETS, ModelConfig, TrainingConfig, UserError
 from models import count_parameters, next_token_loss
-from models import moe as moe_module
+from models import experts as experts_module
 from models import transformer as transformer_module
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training import device as device_module
@@ -127,12 +127,12 @@ def test_device_check_catches_attention_that_sees_the_future(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fault", ["no attention", "no experts", "no GELU", "wrong experts", "no positions"])
 def test_device_check_catches_kernels_that_compute_something_else(fault, dtype, monkeypatch):
-    attention, product = F.scaled_dot_product_attention, moe_module.grouped_product
+    attention, linear = F.scaled_dot_product_attention, experts_module.linear
     faulty = {
         "no attention": (F, "scaled_dot_product_attention", lambda q, k, v, is_causal: 0 * attention(q, k, v)),
-        "no experts": (moe_module, "grouped_product", lambda *a: 0 * product(*a)),
+        "no experts": (experts_module, "linear", lambda *a: 0 * linear(*a)),
         "no GELU": (F, "gelu", lambda x: x),
-        "wrong experts": (moe_module, "grouped_product", lambda x, w, n: product(x, w.flip(0), n)),
+        "wrong experts": (experts_module, "linear", lambda x, w, b, run: linear(x, w.flip(0), b, run)),
         "no positions": (transformer_module, "apply_rope", lambda x, cos, sin: 1 * x),
     }[fault]
     right = device_module.logits_and_gradients
