@@ -9,12 +9,12 @@ from tqdm import tqdm
 from config import TrainingConfig
 from models import Transformer, save_model
 from training.grow_when import Grow, trial_steps, try_growth
-from training.optimizer import build_optimizers, read_state, write_state
+from training.optimizer import read_state, write_state
 from training.records import StepRows, record_evaluation, record_liveness, record_trial, tell_story
 from training.report import phase_header
 from training.run import Run
 from training.schedule import learning_rate
-from training.step import backward, update
+from training.step import prepare_training, train_step
 from transfer.liveness import GradientCoverage
 from transfer.optimizer_growth import State
 
@@ -39,21 +39,18 @@ def train_phase(
     trials = trial_steps(config.steps(phase)) if grow and config.grow_when == "auto" else []
     steps = trials[-1] if trials else config.steps(phase)
     print(phase_header(phase, steps, config.learning_rate(phase), run.device, run.plan.counts[phase - 1], model.config))
-    model.compute_dtype = run.compute_dtype
-    optimizers = build_optimizers(model, config.weight_decay)
+    # Before the optimizers, which with lean memory free the gradients that it looks at.
+    coverage = GradientCoverage(model, run.plan.models[phase - 2]) if phase > 1 else None
+    optimizers = prepare_training(model, config, run.compute_dtype, run.plan.is_lean)
     write_state(model, optimizers, state or {})
     rate_at = phase_rates(config, phase, steps)
     rows = StepRows(run, phase)
-    coverage = GradientCoverage(model, run.plan.models[phase - 2]) if phase > 1 else None
 
     step = -1
     with tqdm(total=steps, desc=f"phase {phase}", unit="step", disable=None, leave=False) as bar:
         for step in range(steps):
             tokens_BT = data.train_batch(run.steps_done).to(run.device)
-            loss, routings, grad_norm = backward(model, tokens_BT, config)
-            if coverage:
-                coverage.update()
-            update(optimizers, rate_at(step))
+            loss, routings, grad_norm = train_step(model, optimizers, tokens_BT, rate_at(step), config)
             run.count_step(model.config)
 
             is_last = step == steps - 1
@@ -62,9 +59,12 @@ def train_phase(
                 rows.write(routings)
             if (step + 1) % config.eval_every == 0 and not is_last:
                 record_evaluation(run, phase, step, model)
-            if coverage and step + 1 == min(LIVENESS_STEPS, steps):
-                record_liveness(run, phase, model, step + 1, coverage)
-                coverage = None
+            if coverage:
+                coverage.steps += 1
+                if coverage.steps == LIVENESS_STEPS:
+                    record_liveness(run, phase, model, step + 1, coverage)
+                    coverage.close()
+                    coverage = None
             bar.update()
             if step + 1 in trials and not is_last:
                 trial = try_growth(run, model, read_state(model, optimizers), rate_at(step), grow)
@@ -75,8 +75,9 @@ def train_phase(
 
     if rows.rows:
         rows.write(routings)
-    if coverage and step >= 0:
+    if coverage and coverage.steps:
         record_liveness(run, phase, model, step + 1, coverage)
+        coverage.close()
     run.losses[f"phase{phase}_final"] = record_evaluation(run, phase, step, model)
     tell_story(run, phase, model)
     save_model(model, run.model_path(phase))

@@ -11,6 +11,7 @@ Shape letters: N matrices of a stack, O rows (out), I columns (in), H heads, K h
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,15 +33,26 @@ class Muon(torch.optim.Optimizer):
     dense matrix sees in one. So the experts take turns: each is moved every `period` steps, by its
     momentum over them, at √period times the rate, as for a batch so many times as large.
 
+    A step is either one for all, after the backward pass, or, after `move_in_backward`, each matrix moves
+    when its gradient is complete, and the gradient is freed: never do two layers' gradients exist at once.
+
     Args:
         groups: dicts with `params`, each (out, in) or (n, out, in); `n_heads`: 0, or the heads of
             fused projections whose rows are (head, q|k|v, feature); `period`: 1, or as above.
         dtype: of the orthogonalisation; its result is applied in the parameters' dtype.
+        momentum_dtype: of the state; None takes the parameters'.
     """
 
-    def __init__(self, groups: list[dict], weight_decay: float, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        groups: list[dict],
+        weight_decay: float,
+        dtype: torch.dtype = torch.float32,
+        momentum_dtype: torch.dtype | None = None,
+    ):
         super().__init__(groups, {"lr": 0.0, "weight_decay": weight_decay, "n_heads": 0, "period": 1})
-        self.dtype = dtype
+        self.dtype, self.momentum_dtype = dtype, momentum_dtype
+        self.norms_in_backward: list[Tensor] = []
 
     @torch.no_grad()
     def step(self) -> None:
@@ -49,25 +61,47 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     self._move(parameter, group)
 
+    def move_in_backward(self, largest_norm: float) -> None:
+        """From now on the backward pass moves the matrices, at the rates set before it.
+
+        The norm of the whole gradient is known too late to clip by it. Each matrix's gradient is clipped
+        to its own share of `largest_norm`, √(its size / all sizes): together they stay below it, too.
+        Norms before clipping gather in `norms_in_backward`.
+        """
+        sizes = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                bound = largest_norm * math.sqrt(parameter.numel() / sizes)
+                parameter.register_post_accumulate_grad_hook(partial(self._clip_and_move, group=group, bound=bound))
+
+    @torch.no_grad()
+    def _clip_and_move(self, parameter: Tensor, group: dict, bound: float) -> None:
+        norm = parameter.grad.norm()
+        self.norms_in_backward.append(norm)
+        torch.nn.utils.clip_grads_with_norm_([parameter], bound, norm)
+        self._move(parameter, group)
+        parameter.grad = None
+
     def _move(self, parameter: Tensor, group: dict) -> None:
         state, period, n_heads = self.state[parameter], group["period"], group["n_heads"]
         if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
+            state["momentum_buffer"] = torch.zeros_like(parameter, dtype=self.momentum_dtype)
             state["step"] = torch.zeros((), dtype=torch.int64)
         momentum, gradient = state["momentum_buffer"], parameter.grad
-        momentum.lerp_(gradient, 1 - MOMENTUM)
+        # Rounded once: a bf16 momentum would lose its small changes to a second rounding.
+        momentum.add_(gradient - momentum, alpha=1 - MOMENTUM)
         if period > 1:
             turn = slice(int(state["step"]) % period, None, period)
             parameter, momentum, gradient = parameter[turn], momentum[turn], gradient[turn]
         state["step"] += 1
-        stack_NOI = gradient.lerp(momentum, MOMENTUM).to(self.dtype)
+        stack_NOI = gradient.lerp(momentum.to(gradient.dtype), MOMENTUM).to(self.dtype)
         stack_NOI = split_fused(stack_NOI, n_heads) if n_heads else stack_NOI
         O, I = stack_NOI.shape[-2:]
         update = orthogonalise(stack_NOI)
         update = join_fused(update, n_heads) if n_heads else update
         lr = group["lr"] * math.sqrt(period)
         parameter.mul_(1 - lr * group["weight_decay"])
-        parameter.add_(update.to(parameter.dtype), alpha=-lr * math.sqrt(max(1, O / I)))
+        parameter.add_(update, alpha=-lr * math.sqrt(max(1, O / I)))
 
 
 def split_fused(weight_OI: Tensor, n_heads: int) -> Tensor:
