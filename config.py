@@ -179,8 +179,8 @@ class TrainingConfig:
     memory: str = setting(
         "auto",
         SIZE,
-        "full: the fastest. lean: matrices move in the backward pass, each gradient is freed at once (and clipped by "
-        "itself), momentum in bf16, experts' hidden units computed twice. auto: lean where full will not fit",
+        "full: the fastest. lean: matrices move in the backward pass, each gradient is freed at once, "
+        "momentum in bf16, experts' hidden units computed twice. auto: lean where full will not fit",
         choices=("auto", "full", "lean"),
     )
     ignore_memory_plan: bool = setting(False, SIZE, "train although the memory plan says that it will not fit")
@@ -262,7 +262,7 @@ class TrainingConfig:
         "with grow_when auto phases 1 and 2 hold their peak",
     )
     weight_decay: float = setting(0.1, OPTIMIZER, "decay of matrices; embedding, biases, norms and routers have none")
-    grad_clip: float = setting(1.0, OPTIMIZER, "largest norm of the whole gradient; with lean memory each matrix has its share of it")
+    grad_clip: float = setting(1.0, OPTIMIZER, "largest norm of the whole gradient; lean memory clips by the norm of the step before")
     balance_weight: float = setting(
         0.3, OPTIMIZER, "weight of the load-balancing loss; at 0.1 single experts fell to 1 % of the tokens"
     )

@@ -64,32 +64,41 @@ class Muon(torch.optim.Optimizer):
     def move_in_backward(self, largest_norm: float) -> None:
         """From now on the backward pass moves the matrices, at the rates set before it.
 
-        The norm of the whole gradient is known too late to clip by it. Each matrix's gradient is clipped
-        to its own share of `largest_norm`, √(its size / all sizes): together they stay below it, too.
+        The norm of the whole gradient is known too late to clip by it. Each matrix's gradient is scaled as the
+        norm of the step before demands (`end_step` notes it), and is never longer than `largest_norm` by itself.
         Norms before clipping gather in `norms_in_backward`.
         """
-        sizes = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
         for group in self.param_groups:
             for parameter in group["params"]:
-                bound = largest_norm * math.sqrt(parameter.numel() / sizes)
-                parameter.register_post_accumulate_grad_hook(partial(self._clip_and_move, group=group, bound=bound))
+                move = partial(self._clip_and_move, group=group, largest_norm=largest_norm)
+                parameter.register_post_accumulate_grad_hook(move)
 
     @torch.no_grad()
-    def _clip_and_move(self, parameter: Tensor, group: dict, bound: float) -> None:
+    def _clip_and_move(self, parameter: Tensor, group: dict, largest_norm: float) -> None:
         norm = parameter.grad.norm()
         self.norms_in_backward.append(norm)
-        torch.nn.utils.clip_grads_with_norm_([parameter], bound, norm)
+        whole_norm = self.state[parameter].get("whole_norm", norm)
+        torch.nn.utils.clip_grads_with_norm_([parameter], largest_norm, torch.maximum(norm, whole_norm))
         self._move(parameter, group)
         parameter.grad = None
 
+    def end_step(self, whole_norm: Tensor) -> None:
+        """Notes the norm of the whole gradient, where the next one will be clipped in the backward pass."""
+        if self.norms_in_backward:
+            for state in self.state.values():
+                state["whole_norm"] = whole_norm
+            self.norms_in_backward.clear()
+
     def _move(self, parameter: Tensor, group: dict) -> None:
         state, period, n_heads = self.state[parameter], group["period"], group["n_heads"]
-        if not state:
+        if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter, dtype=self.momentum_dtype)
             state["step"] = torch.zeros((), dtype=torch.int64)
         momentum, gradient = state["momentum_buffer"], parameter.grad
-        # Rounded once: a bf16 momentum would lose its small changes to a second rounding.
-        momentum.add_(gradient - momentum, alpha=1 - MOMENTUM)
+        # Rounded once: a bf16 momentum would lose its small changes to a second rounding. Matrix by matrix,
+        # because the difference takes as much memory as the gradient.
+        for m_OI, g_OI in zip(momentum.view(-1, *momentum.shape[-2:]), gradient.view(-1, *gradient.shape[-2:])):
+            m_OI.add_(g_OI - m_OI, alpha=1 - MOMENTUM)
         if period > 1:
             turn = slice(int(state["step"]) % period, None, period)
             parameter, momentum, gradient = parameter[turn], momentum[turn], gradient[turn]

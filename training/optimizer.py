@@ -27,8 +27,8 @@ def build_optimizers(
     The learning rate is set before each step, from the schedule.
 
     Args:
-        lean_clip: a number trains with little memory: momentum in bf16, matrices moved in the backward
-            pass (see `Muon.move_in_backward`), their gradients clipped to their shares of that norm.
+        lean_clip: a number trains with little memory: momentum in bf16, matrices moved and their gradients
+            clipped in the backward pass (see `Muon.move_in_backward`).
     """
     fused, matrices, stacks, embedding, routers, rest = [], [], [], [], [], []
     for name, parameter in model.named_parameters():

@@ -80,9 +80,9 @@ def activation_bytes(
     if compute_dtype:
         per_layer += size * (4 if model.is_moe else 12) * model.d_model**2
         per_layer += 4 * tokens * model.d_model if model.is_moe else 0
-    # Logits, their log-softmax and its gradient; the gradient of the tied embedding.
-    chunk = min(tokens, tokens_per_chunk(device, model.d_model))
-    head = (3 * 4 * chunk + 4 * model.d_model) * model.vocab_size
+    # Logits and their softmax; the tied embedding rounded, and its gradient, in the compute dtype and in fp32.
+    chunk = min(tokens, tokens_per_chunk(device))
+    head = (2 * size * (chunk + model.d_model) + 4 * model.d_model) * model.vocab_size
     return model.n_layers * per_layer + head
 
 

@@ -49,7 +49,7 @@ def train_step(
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     grad_norm = get_total_norm(gradients + muon.norms_in_backward)
     clip_grads_with_norm_(model.parameters(), config.grad_clip, grad_norm)
-    muon.norms_in_backward.clear()
+    muon.end_step(grad_norm)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
