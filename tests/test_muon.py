@@ -112,7 +112,7 @@ def test_in_the_backward_pass_gradients_are_clipped_measured_and_freed():
         expected = 0.05 * gradient * (0.5 / gradient.norm())
         assert (momentum - expected).norm() < 0.01 * expected.norm()
 
-    muon.end_step(torch.tensor(4 * max(gradient.norm() for gradient in gradients)))
+    muon.end_step(4 * max(gradient.norm() for gradient in gradients))
     assert not muon.norms_in_backward
     gradients = [torch.autograd.grad(loss_of(matrices, 1), matrix)[0] for matrix in matrices]
     loss_of(matrices, 1).backward()
