@@ -1,0 +1,182 @@
+"""Our experts, Hugging Face's, and dense MLPs that cost as much, all on the same weights and the same routing.
+
+Shape letters: N tokens, S slots (N × top_k), E experts, D d_model, F hidden units.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from config import ModelConfig, UserError
+from models.moe import MoE
+
+# |difference| / |expected| of outputs and gradients; the expected ones are computed in fp32.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+GRADIENTS = ("inputs", "gates", "up weights", "up biases", "down weights", "down biases")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer's weights, input and routing; what the layer above sends back is `d_output_ND`."""
+
+    moe: MoE
+    x_ND: Tensor
+    expert_Nk: Tensor
+    gate_Nk: Tensor  # fp32, as routers give it
+    d_output_ND: Tensor
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return [self.moe.up.weight, self.moe.up.bias, self.moe.down.weight, self.moe.down.bias]
+
+    @property
+    def flops(self) -> int:
+        """Of the matrix products, forward and backward."""
+        return 3 * 2 * 2 * self.expert_Nk.numel() * self.moe.up.weight[0].numel()
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        x, d_output = (t.detach().to(dtype) for t in (self.x_ND, self.d_output_ND))
+        gate = self.gate_Nk.detach().clone().requires_grad_()
+        return Problem(copy.deepcopy(self.moe).to(dtype), x.requires_grad_(), self.expert_Nk, gate, d_output)
+
+
+def make_problem(
+    d_model: int, expert_Nk: Tensor, n_experts: int, dtype: torch.dtype, device: torch.device, seed: int = 0
+) -> Problem:
+    """Random weights, input, gates and output gradient for a given routing, int64 (N, top_k)."""
+    generator = torch.Generator().manual_seed(seed)
+    n_tokens, top_k = expert_Nk.shape
+    moe = MoE(ModelConfig(1, d_model, 1, 1, n_experts, top_k))
+    with torch.no_grad():
+        for parameter in moe.parameters():
+            parameter.normal_(0.0, d_model**-0.5, generator=generator)
+    gate_Nk = torch.randn(n_tokens, top_k, generator=generator).softmax(-1).to(device).requires_grad_()
+    x_ND, d_output_ND = (torch.randn(n_tokens, d_model, generator=generator).to(device, dtype) for _ in range(2))
+    return Problem(moe.to(device, dtype), x_ND.requires_grad_(), expert_Nk.to(device), gate_Nk, d_output_ND)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A layer to be timed: its forward pass, and the tensors that get gradients."""
+
+    forward: Callable[[], Tensor]
+    leaves: list[Tensor]
+    d_output: Tensor
+
+    def __call__(self) -> list[Tensor]:
+        """Forward and backward: the output and the gradient of each leaf."""
+        y = self.forward()
+        return [y, *torch.autograd.grad(y, self.leaves, self.d_output)]
+
+
+def ours(problem: Problem) -> Contender:
+    moe, x_ND, expert_Nk, gate_Nk = problem.moe, problem.x_ND, problem.expert_Nk, problem.gate_Nk
+
+    def forward() -> Tensor:
+        expert_S = expert_Nk.flatten()
+        order_S = expert_S.argsort(stable=True)
+        experts_E = torch.arange(moe.n_experts, device=expert_S.device)
+        is_expert_SE = expert_S[order_S, None] == experts_E
+        slots_per_expert_E = is_expert_SE.sum(0)
+        x_SD = x_ND.index_select(0, order_S // moe.top_k)
+        hidden_SF = F.gelu(moe.up(x_SD, is_expert_SE, slots_per_expert_E))
+        y_SD = moe.down(hidden_SF, is_expert_SE, slots_per_expert_E)
+        y_NkD = y_SD.index_select(0, order_S.argsort()).unflatten(0, (-1, moe.top_k))
+        return (y_NkD * gate_Nk.unsqueeze(-1).to(y_NkD.dtype)).sum(1)
+
+    return Contender(forward, [x_ND, gate_Nk, *problem.weights], problem.d_output_ND)
+
+
+def hugging_face(problem: Problem, implementation: str, compiled: bool = False) -> Contender:
+    """Experts of `transformers`, by "grouped_mm" or "eager", which is a loop over experts.
+
+    Raises:
+        UserError: `transformers` is not installed.
+    """
+    experts = hugging_face_experts(problem, implementation)
+    layer = torch.compile(experts) if compiled else experts
+    x_ND, expert_Nk, gate_Nk = problem.x_ND, problem.expert_Nk, problem.gate_Nk
+    # Their routers round the gates to the precision of the layer.
+    return Contender(
+        lambda: layer(x_ND, expert_Nk, gate_Nk.to(x_ND.dtype)), [x_ND, gate_Nk, *problem.weights], problem.d_output_ND
+    )
+
+
+def hugging_face_experts(problem: Problem, implementation: str) -> nn.Module:
+    try:
+        from transformers.integrations.moe import use_experts_implementation
+    except ImportError as error:
+        raise UserError(f"{error}; the peers are in requirements-dev.txt: pip install -r requirements-dev.txt") from error
+
+    @use_experts_implementation(has_gate=False, has_bias=True)
+    class Experts(nn.Module):
+        """As models of transformers write them: this forward pass is "eager"."""
+
+        def __init__(self, config):
+            super().__init__()
+            self.num_experts = problem.moe.n_experts
+            self.up_proj, self.up_proj_bias, self.down_proj, self.down_proj_bias = problem.weights
+            self.act_fn = nn.GELU()
+
+        def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+            result = torch.zeros_like(hidden_states)
+            with torch.no_grad():
+                mask = F.one_hot(top_k_index, num_classes=self.num_experts).permute(2, 1, 0)
+                hit = torch.greater(mask.sum(dim=(-1, -2)), 0).nonzero()
+            for expert in hit[:, 0]:
+                position, token = torch.where(mask[expert])
+                hidden = F.linear(hidden_states[token], self.up_proj[expert], self.up_proj_bias[expert])
+                y = F.linear(self.act_fn(hidden), self.down_proj[expert], self.down_proj_bias[expert])
+                y = y * top_k_weights[token, position, None]
+                result.index_add_(0, token, y.to(result.dtype))
+            return result
+
+    return Experts(SimpleNamespace(_experts_implementation=implementation))
+
+
+def dense_on_slots(problem: Problem) -> Contender:
+    """The dense MLP d → 4d → d on tokens × top_k rows: one expert's weights read for all of them."""
+    top_k = problem.expert_Nk.shape[1]
+    x_SD, d_output_SD = (t.detach().repeat(top_k, 1) for t in (problem.x_ND, problem.d_output_ND))
+    weights = [weight[0].detach().clone() for weight in problem.weights]
+    return dense(x_SD, weights, d_output_SD)
+
+
+def dense_of_hidden_units(problem: Problem) -> Contender:
+    """The dense MLP d → top_k · 4d → d on the tokens themselves."""
+    top_k = problem.expert_Nk.shape[1]
+    up, up_bias, down, down_bias = (weight[:top_k].detach() for weight in problem.weights)
+    weights = [up.flatten(0, 1).clone(), up_bias.flatten().clone(), torch.cat(tuple(down), dim=1), down_bias[0].clone()]
+    return dense(problem.x_ND.detach().clone(), weights, problem.d_output_ND)
+
+
+def dense(x: Tensor, weights: list[Tensor], d_output: Tensor) -> Contender:
+    leaves = [tensor.requires_grad_() for tensor in (x, *weights)]
+    up, up_bias, down, down_bias = weights
+    return Contender(lambda: F.linear(F.gelu(F.linear(x, up, up_bias)), down, down_bias), leaves, d_output)
+
+
+def require_agreement(contenders: dict[str, Contender], expected: list[Tensor], dtype: torch.dtype) -> float:
+    """The largest |difference| / |expected| of any output or gradient.
+
+    Args:
+        expected: output and gradients, as a `Contender` returns them, in fp32.
+    Raises:
+        AssertionError: a contender computes something else, and its time would say nothing.
+    """
+    largest = 0.0
+    for name, contender in contenders.items():
+        for what, got, wanted in zip(("output", *GRADIENTS), contender(), expected, strict=True):
+            error = ((got.float() - wanted).norm() / wanted.norm()).item()
+            # NaN must fail, too.
+            if not error <= TOLERANCE[dtype]:
+                raise AssertionError(f"{name}: {what} differ by {error:.1e} of their size, allowed {TOLERANCE[dtype]}")
+            largest = max(largest, error)
+    return largest

@@ -1,0 +1,110 @@
+"""The benchmarks at toy size: they run, write valid JSON, and notice a contender that computes something else."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from benchmarks import measuring, moe_layer, moe_peers
+from benchmarks.measuring import time_interleaved
+from benchmarks.moe_peers import Contender, hugging_face, make_problem, ours, require_agreement
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch):
+    """Nothing here looks at a time: one call is a sample."""
+    monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 0.0)
+
+
+def figures_of(main, path, flags: str) -> dict:
+    """What a benchmark writes at this command line."""
+    assert main([*flags.split(), "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert figures["machine"]["torch"] == torch.__version__ and figures["machine"]["threads"] >= 1
+    return figures
+
+
+def problem(dtype=torch.float32):
+    return make_problem(16, moe_layer.routings(64)["random"], moe_layer.N_EXPERTS, dtype, CPU)
+
+
+def test_every_round_times_all_contenders_and_starts_with_another():
+    calls = []
+    contenders = {name: lambda name=name: calls.append(name) for name in "abc"}
+    timings = time_interleaved(contenders, CPU, rounds=4)
+    assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab" + "abc"
+    assert [len(timing.samples) for timing in timings.values()] == [4, 4, 4]
+
+
+def test_a_timing_is_its_median_and_its_range():
+    timing = measuring.Timing((3.0, 1.0, 2.0, 2.0, 9.0))
+    assert timing.seconds == 2.0 and timing.spread == 4.0
+
+
+def test_moe_layer_runs_every_routing_and_reports_shares_of_the_faster_dense_peer(tmp_path):
+    rows = figures_of(moe_layer.main, tmp_path / "f.json", "--widths 16 --tokens 64")["rows"]
+    assert len(rows) == 2 * 5
+    for row in rows:
+        fastest = min(row["dense, 2x rows ms"], row["dense, 2x hidden ms"])
+        assert row["ours / dense"] == pytest.approx(fastest / row["ours ms"])
+        assert row["error"] <= moe_peers.TOLERANCE[measuring.DTYPES[row["dtype"]]]
+
+
+def test_routings_are_what_their_names_say():
+    for name, expert_Nk in moe_layer.routings(4096).items():
+        assert all(len(set(experts)) == 2 for experts in expert_Nk.tolist()), name
+        share = expert_Nk.flatten().bincount(minlength=8) / expert_Nk.numel()
+        largest, smallest, n_used = share.max().item(), share.min().item(), int((share > 0).sum())
+        assert n_used == {"one expert empty": 7, "collapsed": 2}.get(name, 8)
+        if name == "balanced":
+            assert largest == smallest == 0.125
+        if name == "random":
+            assert 0.11 < smallest <= largest < 0.14
+        if name == "Zipf":
+            assert largest > 5 * smallest
+
+
+@pytest.mark.parametrize("index, what", list(enumerate(("output", *moe_peers.GRADIENTS))))
+def test_a_contender_that_computes_something_else_is_caught(index, what):
+    """Negative control: one part in a hundred, in one place."""
+    layer = problem()
+    expected = hugging_face(layer, "eager")()
+    right = ours(layer)
+
+    class Wrong(Contender):
+        def __call__(self):
+            results = super().__call__()
+            results[index] = results[index] * 1.01
+            return results
+
+    wrong = Wrong(right.forward, right.leaves, right.d_output)
+    require_agreement({"right": right}, expected, torch.float32)
+    with pytest.raises(AssertionError, match=f"wrong: {what} differ"):
+        require_agreement({"wrong": wrong}, expected, torch.float32)
+
+
+def test_a_gradient_that_is_not_a_number_is_caught():
+    layer = problem()
+    expected = hugging_face(layer, "eager")()
+    expected[1][0, 0] = float("nan")
+    with pytest.raises(AssertionError, match="inputs differ by nan"):
+        require_agreement({"ours": ours(layer)}, expected, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "main, flags, text",
+    [
+        (moe_layer.main, "--widht 3", "unknown flag --widht; did you mean --widths?"),
+        (moe_layer.main, "--dtypes fp8", "'fp8' is no dtype; choose among bf16, fp32"),
+        (moe_layer.main, "--tokens 0", "argument --tokens"),
+        (moe_layer.main, "--json no/such/folder/f.json", "cannot write no/such/folder/f.json"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(main, flags, text, capsys):
+    assert main(flags.split()) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1
