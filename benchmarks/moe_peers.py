@@ -113,7 +113,7 @@ def hugging_face_experts(problem: Problem, implementation: str) -> nn.Module:
     try:
         from transformers.integrations.moe import use_experts_implementation
     except ImportError as error:
-        raise UserError(f"{error}; the peers are in requirements-dev.txt: pip install -r requirements-dev.txt") from error
+        raise no_peers(error) from error
 
     @use_experts_implementation(has_gate=False, has_bias=True)
     class Experts(nn.Module):
@@ -139,6 +139,10 @@ def hugging_face_experts(problem: Problem, implementation: str) -> nn.Module:
             return result
 
     return Experts(SimpleNamespace(_experts_implementation=implementation))
+
+
+def no_peers(error: ImportError) -> UserError:
+    return UserError(f"{error}; the peers come with: pip install -r requirements-dev.txt")
 
 
 def dense_on_slots(problem: Problem) -> Contender:

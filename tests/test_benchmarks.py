@@ -1,5 +1,6 @@
 """The benchmarks at toy size: they run, write valid JSON, and notice a contender that computes something else."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,17 +8,23 @@ import torch
 
 pytest.importorskip("transformers")
 
-from benchmarks import measuring, moe_layer, moe_peers
+from benchmarks import measuring, moe_layer, moe_peers, step_time, trainees
 from benchmarks.measuring import time_interleaved
 from benchmarks.moe_peers import Contender, hugging_face, make_problem, ours, require_agreement
+from config import PRESETS, ModelConfig
+from training.flops import step_flops
 
 CPU = torch.device("cpu")
+TOY = dataclasses.replace(
+    PRESETS["tiny"], batch_size=2, context_length=16, d_model=16, n_layers=1, n_heads=2, extra_layers=1
+)
 
 
 @pytest.fixture(autouse=True)
 def short_samples(monkeypatch):
-    """Nothing here looks at a time: one call is a sample."""
+    """Nothing here looks at a time: one call is a sample, and a small product the limit."""
     monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 0.0)
+    monkeypatch.setitem(PRESETS, "tiny", TOY)
 
 
 def figures_of(main, path, flags: str) -> dict:
@@ -95,12 +102,68 @@ def test_a_gradient_that_is_not_a_number_is_caught():
         require_agreement({"ours": ours(layer)}, expected, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_step_time_runs_all_phases_and_compares_equal_optimizers(dtype, tmp_path):
+    figures = figures_of(step_time.main, tmp_path / "f.json", f"--preset tiny --phases 1,2,3 --dtype {dtype}")
+    steps = {row["step"]: row for row in figures["steps"]}
+    assert list(steps) == ["dense", "dense, AdamW", "GPT-NeoX", "GPT-NeoX, AdamW", "MoE", "large MoE"]
+    for row, parts in zip(figures["steps"], figures["parts"]):
+        assert row["first s"] > 0 and row["seconds"] > 0
+        assert set(parts) == {"step", "forward", "loss head", "backward", "optimizer"}
+        assert min(value for part, value in parts.items() if part != "step") > 0
+    equal = steps["dense, AdamW"]["tokens/s"] / steps["GPT-NeoX, AdamW"]["tokens/s"]
+    assert figures["ratios"]["tokens/s over GPT-NeoX, both with AdamW"] == pytest.approx(equal)
+    assert steps["MoE"]["of limit"] < steps["MoE"]["with Muon"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_peer_with_another_computation_is_caught(dtype):
+    """Negative control: other angles of rotation change a gradient by more than rounding does."""
+    config = ModelConfig(97, 32, 2, 2, context_length=16)
+    tokens = torch.randint(97, (2, 17), generator=torch.Generator().manual_seed(0))
+    model = trainees.our_model(config, dtype)
+    peer = trainees.neox(model, dtype)
+    pair = (trainees.ours(model, tokens, TOY), peer, trainees.gpt_neox(peer, model, tokens, TOY))
+    trainees.require_same_step(model, *pair)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    peer.gpt_neox.rotary_emb.inv_freq.mul_(1.5)
+    with pytest.raises(AssertionError, match="differ"):
+        trainees.require_same_step(model, *pair)
+
+
+def test_both_contenders_of_a_step_move_their_weights_alike():
+    """The same optimizers on the same gradients: names are mapped right."""
+    model = trainees.our_model(ModelConfig(97, 32, 2, 2, context_length=16), torch.float32)
+    peer = trainees.neox(model, torch.float32)
+    tokens = torch.randint(97, (2, 17), generator=torch.Generator().manual_seed(0))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    for trainee in (trainees.ours(model, tokens, TOY), trainees.gpt_neox(peer, model, tokens, TOY)):
+        for _ in range(3):
+            trainee()
+    theirs = dict(peer.named_parameters())
+    for name, parameter in model.named_parameters():
+        moved, peer_moved = parameter - before[name], theirs[trainees.neox_name(name)] - before[name]
+        assert moved.norm() > 0
+        if name.endswith("weight"):
+            torch.testing.assert_close(peer_moved, moved, atol=0.1 * moved.abs().max().item(), rtol=0.0)
+
+
+def test_network_flops_leave_out_the_optimizer():
+    config = ModelConfig(97, 32, 2, 2, context_length=16)
+    tokens, active = 3 * 16, 97 * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 2 * 32
+    attention = 6 * 2 * 16 * 32
+    assert trainees.network_flops(config, 3) == pytest.approx(tokens * (6 * active + attention))
+    assert step_flops(config, 3) > trainees.network_flops(config, 3)
+
+
 @pytest.mark.parametrize(
     "main, flags, text",
     [
         (moe_layer.main, "--widht 3", "unknown flag --widht; did you mean --widths?"),
         (moe_layer.main, "--dtypes fp8", "'fp8' is no dtype; choose among bf16, fp32"),
         (moe_layer.main, "--tokens 0", "argument --tokens"),
+        (step_time.main, "--phases 4", "there are phases 1, 2 and 3"),
+        (step_time.main, "--preset huge", "invalid choice"),
         (moe_layer.main, "--json no/such/folder/f.json", "cannot write no/such/folder/f.json"),
     ],
 )
