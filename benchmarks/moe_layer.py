@@ -3,8 +3,8 @@
     python -m benchmarks.moe_layer --widths 832,1664 --dtypes bf16,fp32 --json moe_layer.json
 
 8 experts d → 4d → d with GELU and biases, of which each token uses 2. All contenders have the same weights
-in the same dtype, and receive the same experts and gates of each token: routers and their losses are in
-nobody's time. Gradients are those of weights, inputs and gates.
+in the same dtype, and receive the same experts of each token and their logits, whose softmax are the gates:
+routers and their losses are in nobody's time, sorting is. Gradients are those of weights, inputs and logits.
 
 The dense peer does as many multiply-adds in its matrix products, on the same tokens: d → 4d → d on tokens × 2
 rows, or d → 8d → d on the tokens. Both are timed, and shares are of the faster one. A share of 1 would be an

@@ -19,7 +19,7 @@ from models.moe import MoE
 
 # |difference| / |expected| of outputs and gradients; the expected ones are computed in fp32.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-GRADIENTS = ("inputs", "gates", "up weights", "up biases", "down weights", "down biases")
+GRADIENTS = ("inputs", "logits", "up weights", "up biases", "down weights", "down biases")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Problem:
     moe: MoE
     x_ND: Tensor
     expert_Nk: Tensor
-    gate_Nk: Tensor  # fp32, as routers give it
+    logits_Nk: Tensor  # of the token's experts, fp32; the gates are their softmax
     d_output_ND: Tensor
 
     @property
@@ -43,23 +43,23 @@ class Problem:
 
     def to(self, dtype: torch.dtype) -> Problem:
         x, d_output = (t.detach().to(dtype) for t in (self.x_ND, self.d_output_ND))
-        gate = self.gate_Nk.detach().clone().requires_grad_()
-        return Problem(copy.deepcopy(self.moe).to(dtype), x.requires_grad_(), self.expert_Nk, gate, d_output)
+        logits = self.logits_Nk.detach().clone().requires_grad_()
+        return Problem(copy.deepcopy(self.moe).to(dtype), x.requires_grad_(), self.expert_Nk, logits, d_output)
 
 
 def make_problem(
     d_model: int, expert_Nk: Tensor, n_experts: int, dtype: torch.dtype, device: torch.device, seed: int = 0
 ) -> Problem:
-    """Random weights, input, gates and output gradient for a given routing, int64 (N, top_k)."""
+    """Random weights, input, logits and output gradient for a given routing, int64 (N, top_k)."""
     generator = torch.Generator().manual_seed(seed)
     n_tokens, top_k = expert_Nk.shape
     moe = MoE(ModelConfig(1, d_model, 1, 1, n_experts, top_k))
     with torch.no_grad():
         for parameter in moe.parameters():
             parameter.normal_(0.0, d_model**-0.5, generator=generator)
-    gate_Nk = torch.randn(n_tokens, top_k, generator=generator).softmax(-1).to(device).requires_grad_()
+    logits_Nk = torch.randn(n_tokens, top_k, generator=generator).to(device).requires_grad_()
     x_ND, d_output_ND = (torch.randn(n_tokens, d_model, generator=generator).to(device, dtype) for _ in range(2))
-    return Problem(moe.to(device, dtype), x_ND.requires_grad_(), expert_Nk.to(device), gate_Nk, d_output_ND)
+    return Problem(moe.to(device, dtype), x_ND.requires_grad_(), expert_Nk.to(device), logits_Nk, d_output_ND)
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,10 @@ class Contender:
 
 
 def ours(problem: Problem) -> Contender:
-    moe, x_ND, expert_Nk, gate_Nk = problem.moe, problem.x_ND, problem.expert_Nk, problem.gate_Nk
+    moe, x_ND, expert_Nk, logits_Nk = problem.moe, problem.x_ND, problem.expert_Nk, problem.logits_Nk
 
     def forward() -> Tensor:
+        gate_Nk = logits_Nk.softmax(-1)
         expert_S = expert_Nk.flatten()
         order_S = expert_S.argsort(stable=True)
         experts_E = torch.arange(moe.n_experts, device=expert_S.device)
@@ -91,7 +92,7 @@ def ours(problem: Problem) -> Contender:
         y_NkD = y_SD.index_select(0, order_S.argsort()).unflatten(0, (-1, moe.top_k))
         return (y_NkD * gate_Nk.unsqueeze(-1).to(y_NkD.dtype)).sum(1)
 
-    return Contender(forward, [x_ND, gate_Nk, *problem.weights], problem.d_output_ND)
+    return Contender(forward, [x_ND, logits_Nk, *problem.weights], problem.d_output_ND)
 
 
 def hugging_face(problem: Problem, implementation: str, compiled: bool = False) -> Contender:
@@ -102,11 +103,13 @@ def hugging_face(problem: Problem, implementation: str, compiled: bool = False) 
     """
     experts = hugging_face_experts(problem, implementation)
     layer = torch.compile(experts) if compiled else experts
-    x_ND, expert_Nk, gate_Nk = problem.x_ND, problem.expert_Nk, problem.gate_Nk
-    # Their routers round the gates to the precision of the layer.
-    return Contender(
-        lambda: layer(x_ND, expert_Nk, gate_Nk.to(x_ND.dtype)), [x_ND, gate_Nk, *problem.weights], problem.d_output_ND
-    )
+    x_ND, expert_Nk, logits_Nk = problem.x_ND, problem.expert_Nk, problem.logits_Nk
+
+    def forward() -> Tensor:
+        # Their routers round the gates to the precision of the layer.
+        return layer(x_ND, expert_Nk, logits_Nk.softmax(-1).to(x_ND.dtype))
+
+    return Contender(forward, [x_ND, logits_Nk, *problem.weights], problem.d_output_ND)
 
 
 def hugging_face_experts(problem: Problem, implementation: str) -> nn.Module:
