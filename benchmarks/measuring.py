@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import platform
 import resource
@@ -13,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,8 +107,27 @@ def peak_bytes(device: torch.device) -> int:
     """Largest memory so far: allocated on a CUDA device, else resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            # Not getrusage where there is this: a child process would begin with the peak of its parent.
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def in_fresh_process(function: Callable, *arguments):
+    """The function's result, computed in a process of its own: peaks of memory never fall again."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def exponent(sizes: list[float], values: list[float]) -> float:
+    """p of the least-squares fit value ~ size ** p, by logarithms."""
+    x, y = ([math.log(number) for number in numbers] for numbers in (sizes, values))
+    return statistics.linear_regression(x, y).slope
 
 
 def machine(device: torch.device) -> dict:
