@@ -167,6 +167,8 @@ def table(rows: list[dict]) -> str:
 
 
 def cell(value) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -224,11 +226,10 @@ def write_json(path: Path | None, figures: dict) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def exit_code(run: Callable[[list[str] | None], None], arguments: list[str] | None) -> int:
-    """Runs a benchmark's command; a mistake in what was given is one line and exit code 2."""
+def exit_code(run: Callable[[list[str] | None], int | None], arguments: list[str] | None) -> int:
+    """Runs a benchmark's command: its own exit code, or 2 and one line for a mistake in what was given."""
     try:
-        run(arguments)
+        return run(arguments) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0

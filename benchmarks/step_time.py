@@ -55,7 +55,7 @@ def contenders(settings: TrainingConfig, vocab_size: int, phases: list[int], dty
     geometries = settings.phase_geometries(vocab_size)
     chosen = {}
     if 1 in phases:
-        model = trainees.our_model(geometries[0], dtype)
+        model = trainees.lively_model(geometries[0], dtype)
         peer = trainees.neox(model, dtype)
         chosen[DENSE] = trainees.ours(model, tokens, settings)
         chosen[DENSE_ADAMW] = trainees.ours(model, tokens, settings, plain_adamw=True)

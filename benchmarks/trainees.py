@@ -51,11 +51,17 @@ class Trainee:
 
 
 def our_model(config: ModelConfig, dtype: torch.dtype, device: torch.device = torch.device("cpu")) -> Transformer:
-    """A model of ours that trains in `dtype`; its weights are fp32, as in training.
+    """A new model of ours, made on the device, that trains in `dtype`; its weights are fp32, as in training."""
+    generator = torch.Generator(device).manual_seed(0)
+    return training_in(Transformer.empty(config, device).initialise(generator), dtype)
 
-    They are larger than those of a new model, in which a peer could compute other attention unnoticed.
-    """
-    model = check_model(config).to(device)
+
+def lively_model(config: ModelConfig, dtype: torch.dtype) -> Transformer:
+    """The same with larger weights, on the CPU: in a new model other attention would go unnoticed."""
+    return training_in(check_model(config), dtype)
+
+
+def training_in(model: Transformer, dtype: torch.dtype) -> Transformer:
     model.compute_dtype = None if dtype == torch.float32 else dtype
     return model
 

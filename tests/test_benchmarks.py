@@ -122,7 +122,7 @@ def test_a_peer_with_another_computation_is_caught(dtype):
     """Negative control: other angles of rotation change a gradient by more than rounding does."""
     config = ModelConfig(97, 32, 2, 2, context_length=16)
     tokens = torch.randint(97, (2, 17), generator=torch.Generator().manual_seed(0))
-    model = trainees.our_model(config, dtype)
+    model = trainees.lively_model(config, dtype)
     peer = trainees.neox(model, dtype)
     pair = (trainees.ours(model, tokens, TOY), peer, trainees.gpt_neox(peer, model, tokens, TOY))
     trainees.require_same_step(model, *pair)
@@ -134,7 +134,7 @@ def test_a_peer_with_another_computation_is_caught(dtype):
 
 def test_both_contenders_of_a_step_move_their_weights_alike():
     """The same optimizers on the same gradients: names are mapped right."""
-    model = trainees.our_model(ModelConfig(97, 32, 2, 2, context_length=16), torch.float32)
+    model = trainees.lively_model(ModelConfig(97, 32, 2, 2, context_length=16), torch.float32)
     peer = trainees.neox(model, torch.float32)
     tokens = torch.randint(97, (2, 17), generator=torch.Generator().manual_seed(0))
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
