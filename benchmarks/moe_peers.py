@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import ModelConfig, UserError
+from models.experts import apply_experts, assign_slots
 from models.moe import MoE
 
 # |difference| / |expected| of outputs and gradients; the expected ones are computed in fp32.
@@ -77,20 +78,11 @@ class Contender:
 
 
 def ours(problem: Problem) -> Contender:
-    moe, x_ND, expert_Nk, logits_Nk = problem.moe, problem.x_ND, problem.expert_Nk, problem.logits_Nk
+    x_ND, expert_Nk, logits_Nk = problem.x_ND, problem.expert_Nk, problem.logits_Nk
+    up, down = problem.weights[:2], problem.weights[2:]
 
     def forward() -> Tensor:
-        gate_Nk = logits_Nk.softmax(-1)
-        expert_S = expert_Nk.flatten()
-        order_S = expert_S.argsort(stable=True)
-        experts_E = torch.arange(moe.n_experts, device=expert_S.device)
-        is_expert_SE = expert_S[order_S, None] == experts_E
-        slots_per_expert_E = is_expert_SE.sum(0)
-        x_SD = x_ND.index_select(0, order_S // moe.top_k)
-        hidden_SF = F.gelu(moe.up(x_SD, is_expert_SE, slots_per_expert_E))
-        y_SD = moe.down(hidden_SF, is_expert_SE, slots_per_expert_E)
-        y_NkD = y_SD.index_select(0, order_S.argsort()).unflatten(0, (-1, moe.top_k))
-        return (y_NkD * gate_Nk.unsqueeze(-1).to(y_NkD.dtype)).sum(1)
+        return apply_experts(x_ND, logits_Nk, assign_slots(expert_Nk, problem.moe.n_experts), up, down)
 
     return Contender(forward, [x_ND, logits_Nk, *problem.weights], problem.d_output_ND)
 

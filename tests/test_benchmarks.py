@@ -3,13 +3,25 @@
 import dataclasses
 import itertools
 import json
+import time
+import warnings
 
 import pytest
 import torch
 
 pytest.importorskip("transformers")
 
-from benchmarks import measuring, moe_layer, moe_peers, scaling, scaling_data, step_time, trainees
+from benchmarks import (
+    gpu,
+    measuring,
+    moe_layer,
+    moe_peers,
+    reference_growth,
+    scaling,
+    scaling_data,
+    step_time,
+    trainees,
+)
 from benchmarks.measuring import time_interleaved
 from benchmarks.moe_peers import Contender, hugging_face, make_problem, ours, require_agreement
 from config import PRESETS, ModelConfig
@@ -223,6 +235,53 @@ def test_a_fresh_process_measures_its_own_peak():
     assert 90_000_000 < grown < 150_000_000
 
 
+def test_reference_growth_measures_each_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_growth, "TrainingConfig", lambda: TOY)
+    monkeypatch.setattr(reference_growth, "VOCAB_SIZE", 97)
+    figures = figures_of(reference_growth.main, tmp_path / "f.json", "")
+    assert figures["all checks passed"] and figures["grow"]["peak_gb"] > 0 and abs(figures["jump"]) < 1e-5
+
+
+def test_gpu_runs_every_path_on_a_cpu(tmp_path, monkeypatch):
+    # Compiling takes minutes on a CPU; what is called is the same.
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    figures = figures_of(gpu.main, tmp_path / "f.json", "--device cpu --small")
+    assert figures["problems"] == {}
+    assert [(row["phase"], row["batch"]) for row in figures["phases"]] == [(p, b) for p in (1, 2, 3) for b in (1, 2)]
+    assert all(row["syncs"] is None and row["MFU"] is None and row["of limit"] > 0 for row in figures["phases"])
+    (card,) = figures["card"]
+    assert card["checks passed"] == "5/5" and abs(card["jump 2-3"]) < 1e-5 and card["seconds"] > card["phase 3 s"]
+    assert [row["tokens"] for row in figures["moe"]] == list(gpu.SMALL.tokens)
+    assert all(row["ours / HF"] > 0 and row["HF compiled ms"] > 0 for row in figures["moe"])
+
+
+def a_bench(seconds: float) -> gpu.Bench:
+    return gpu.Bench(gpu.SMALL, CPU, limit=1e9, data="no/such/file", ends=time.monotonic() + seconds)
+
+
+def test_a_section_that_fails_or_has_no_time_left_is_reported_and_keeps_its_rows(monkeypatch):
+    def breaks(bench):
+        yield {"a": 1}
+        raise RuntimeError("the card\ntook fire")
+
+    monkeypatch.setattr(gpu, "moe", breaks)
+    rows, reports = [], []
+    assert gpu.run_section("moe", a_bench(60), rows, lambda: reports.append(len(rows))) == "failed: the card took fire"
+    assert rows == [{"a": 1}] and reports == [1]
+    assert gpu.run_section("phases", a_bench(0), rows, lambda: None) == "stopped: the time was up"
+    problem = gpu.run_section("card", a_bench(60), [], lambda: None)
+    assert problem.startswith("failed: the card run ended with exit code 2")
+
+
+def test_only_warnings_of_synchronisation_count():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally at ...)")
+        warnings.warn("something else")
+    (place,) = gpu.places_of(caught)
+    assert place.startswith("test_benchmarks.py:")
+
+
 @pytest.mark.parametrize(
     "main, flags, text",
     [
@@ -232,6 +291,7 @@ def test_a_fresh_process_measures_its_own_peak():
         (step_time.main, "--phases 4", "there are phases 1, 2 and 3"),
         (step_time.main, "--preset huge", "invalid choice"),
         (scaling.main, "--data no/such/stories.txt", "no/such/stories.txt"),
+        (gpu.main, "--device cpu --sections card,nope", "unknown section 'nope'"),
         (moe_layer.main, "--json no/such/folder/f.json", "cannot write no/such/folder/f.json"),
     ],
 )
