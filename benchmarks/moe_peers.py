@@ -19,7 +19,9 @@ from models.experts import apply_experts, assign_slots
 from models.moe import MoE
 
 # |difference| / |expected| of outputs and gradients; the expected ones are computed in fp32.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+# Hugging Face's grouped_mm adds up the rows of a bias's gradient in bf16: 5 % off at 2 k rows, 13 % at 16 k.
+RUNNING_SUM_TOLERANCE = 0.3
 GRADIENTS = ("inputs", "logits", "up weights", "up biases", "down weights", "down biases")
 
 
@@ -70,6 +72,7 @@ class Contender:
     forward: Callable[[], Tensor]
     leaves: list[Tensor]
     d_output: Tensor
+    bias_tolerance: float = 0.0  # where it is above that of everything else
 
     def __call__(self) -> list[Tensor]:
         """Forward and backward: the output and the gradient of each leaf."""
@@ -101,7 +104,9 @@ def hugging_face(problem: Problem, implementation: str, compiled: bool = False) 
         # Their routers round the gates to the precision of the layer.
         return layer(x_ND, expert_Nk, logits_Nk.softmax(-1).to(x_ND.dtype))
 
-    return Contender(forward, [x_ND, logits_Nk, *problem.weights], problem.d_output_ND)
+    sums_in_bf16 = implementation == "grouped_mm" and x_ND.dtype == torch.bfloat16
+    bias_tolerance = RUNNING_SUM_TOLERANCE if sums_in_bf16 else 0.0
+    return Contender(forward, [x_ND, logits_Nk, *problem.weights], problem.d_output_ND, bias_tolerance)
 
 
 def hugging_face_experts(problem: Problem, implementation: str) -> nn.Module:
@@ -162,20 +167,24 @@ def dense(x: Tensor, weights: list[Tensor], d_output: Tensor) -> Contender:
     return Contender(lambda: F.linear(F.gelu(F.linear(x, up, up_bias)), down, down_bias), leaves, d_output)
 
 
-def require_agreement(contenders: dict[str, Contender], expected: list[Tensor], dtype: torch.dtype) -> float:
-    """The largest |difference| / |expected| of any output or gradient.
+def require_agreement(
+    contenders: dict[str, Contender], expected: list[Tensor], dtype: torch.dtype
+) -> dict[str, float]:
+    """The largest |difference| / |expected| of each contender's output and gradients.
 
     Args:
         expected: output and gradients, as a `Contender` returns them, in fp32.
     Raises:
         AssertionError: a contender computes something else, and its time would say nothing.
     """
-    largest = 0.0
+    errors = {}
     for name, contender in contenders.items():
+        errors[name] = 0.0
         for what, got, wanted in zip(("output", *GRADIENTS), contender(), expected, strict=True):
+            tolerance = max(TOLERANCE[dtype], contender.bias_tolerance if "biases" in what else 0.0)
             error = ((got.float() - wanted).norm() / wanted.norm()).item()
             # NaN must fail, too.
-            if not error <= TOLERANCE[dtype]:
-                raise AssertionError(f"{name}: {what} differ by {error:.1e} of their size, allowed {TOLERANCE[dtype]}")
-            largest = max(largest, error)
-    return largest
+            if not error <= tolerance:
+                raise AssertionError(f"{name}: {what} differ by {error:.1e} of their size, allowed {tolerance:g}")
+            errors[name] = max(errors[name], error)
+    return errors
