@@ -116,7 +116,10 @@ def run(given: list[str] | None) -> None:
         for width in arguments.widths:
             for routing, expert_Nk in routings(arguments.tokens).items():
                 rows.append(measure(width, name, routing, expert_Nk, limits[name], device))
-    print(table(rows))
+    what = ("dtype", "width", "routing")
+    for unit in (" ms", ("/ dense", "/ limit", "spread"), " error"):
+        columns = [name for name in rows[0] if name in what or name.endswith(unit)]
+        print(table([{name: row[name] for name in columns} for row in rows]) + "\n")
     for name, limit in limits.items():
         print(f"Limit, this machine's best {name} matrix product: {limit / 1e9:,.0f} GFLOP/s")
     write_json(arguments.json, {"machine": machine(device), "gemm_flops_per_second": limits, "rows": rows})
