@@ -96,8 +96,11 @@ def hugging_face(problem: Problem, implementation: str, compiled: bool = False) 
     Raises:
         UserError: `transformers` is not installed.
     """
-    experts = hugging_face_experts(problem, implementation)
-    layer = torch.compile(experts) if compiled else experts
+    layer = hugging_face_experts(problem, implementation)
+    if compiled:
+        # Each size is compiled for itself: after a second one torch would generalise, which is slower.
+        torch.compiler.reset()
+        layer = torch.compile(layer, dynamic=False)
     x_ND, expert_Nk, logits_Nk = problem.x_ND, problem.expert_Nk, problem.logits_Nk
 
     def forward() -> Tensor:

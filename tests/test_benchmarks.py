@@ -244,7 +244,7 @@ def test_reference_growth_measures_each_stage(tmp_path, monkeypatch):
 
 def test_gpu_runs_every_path_on_a_cpu(tmp_path, monkeypatch):
     # Compiling takes minutes on a CPU; what is called is the same.
-    monkeypatch.setattr(torch, "compile", lambda module: module)
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
     figures = figures_of(gpu.main, tmp_path / "f.json", "--device cpu --small")
     assert figures["problems"] == {}
     assert [(row["phase"], row["batch"]) for row in figures["phases"]] == [(p, b) for p in (1, 2, 3) for b in (1, 2)]
