@@ -3,7 +3,8 @@
     python -m benchmarks.gpu --json gpu.json
     python -m benchmarks.gpu --device cpu --small
 
-phases   at reference geometry in bf16, batches of 8 × 256 (the card's) and of 128 × 256 (enough to fill the chip):
+phases   at reference geometry in bf16, batches of 8 × 256 (the card's) and of 128 × 256 (enough to fill the chip),
+         the card's with lean memory, too:
          seconds and tokens/s of a training step, model FLOPs utilisation (forward and backward, Muon's products not
          counted) of the data sheet's peak and of this GPU's own best matrix product, peak memory allocated, and how
          often one step makes the host wait for the device
@@ -103,21 +104,21 @@ def phases(bench: Bench) -> Iterator[dict]:
     sizes, device = bench.sizes, bench.device
     peak = next((peak for name, peak in BF16_PEAK.items() if name in machine(device)["device"]), None)
     for phase, geometry in enumerate(sizes.settings.phase_geometries(sizes.vocab_size), 1):
-        for batch_size in sizes.batches:
-            yield {"phase": phase, "batch": batch_size} | phase_figures(geometry, batch_size, bench, peak)
+        for batch_size, memory in ((sizes.batches[0], "lean"), *((batch, "full") for batch in sizes.batches)):
+            figures = phase_figures(geometry, batch_size, memory == "lean", bench, peak)
+            yield {"phase": phase, "batch": batch_size, "memory": memory} | figures
 
 
-def phase_figures(geometry: ModelConfig, batch_size: int, bench: Bench, peak: float | None) -> dict:
+def phase_figures(geometry: ModelConfig, batch_size: int, is_lean: bool, bench: Bench, peak: float | None) -> dict:
     device = bench.device
     if device.type == "cuda":
         # What the row before held would count as this one's.
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    model = trainees.our_model(geometry, torch.bfloat16, device)
-    batch_BT = torch.randint(geometry.vocab_size, (batch_size, geometry.context_length + 1))
-    tokens_BT = batch_BT.to(device)
-    trainee = trainees.ours(model, tokens_BT, bench.sizes.settings)
+    tokens_BT = torch.randint(geometry.vocab_size, (batch_size, geometry.context_length + 1)).to(device)
+    model = trainees.our_model(geometry, device)
+    trainee = trainees.ours(model, tokens_BT, bench.sizes.settings, torch.bfloat16, is_lean)
     first = seconds_of(trainee, 1, device)
     timing = time_interleaved({"step": trainee}, device)["step"]
     rate = trainees.network_flops(geometry, batch_size) / timing.seconds

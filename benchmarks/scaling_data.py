@@ -111,6 +111,6 @@ def loader_figures() -> dict[str, float]:
     loading = (time.perf_counter() - start) / LOADED_STEPS
     geometry = settings.phase_geometries(4_097)[0]
     tokens_BT %= geometry.vocab_size
-    trainee = trainees.ours(trainees.our_model(geometry, torch.float32), tokens_BT, settings)
+    trainee = trainees.ours(trainees.our_model(geometry), tokens_BT, settings, torch.float32)
     step_seconds = time_interleaved({"step": trainee}, CPU)["step"].seconds
     return {"loader ms a batch": 1e3 * loading, "loader / step of the tiny preset": loading / step_seconds}

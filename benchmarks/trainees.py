@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from benchmarks.measuring import synchronise
 from benchmarks.moe_peers import no_peers
 from config import ModelConfig, TrainingConfig
-from models import Transformer
-from training import step
+from models import Transformer, next_token_loss
 from training.device import check_model
 from training.flops import step_flops
-from training.optimizer import build_optimizers
+from training.muon import Muon
+from training.optimizer import build_optimizers, set_learning_rate
+from training.step import prepare_training, train_step
 
 RATE = 1e-3
 # |difference| / |expected| of the peer's loss and of its gradients. Autocast rounds in other places than we do.
@@ -32,54 +33,57 @@ NEOX_NAMES = {
 }  # fmt: skip
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trainee:
-    """A call is one whole step on one batch: forward, loss, backward, clip, optimizers.
+    """A call is one whole step on one batch: forward, loss, backward, clipping, optimizers.
 
-    `backward()` leaves clipped gradients and returns the loss; `final_norm` ends the forward pass.
+    `final_norm` ends the forward pass; the optimizers step after clipping, in their order.
     """
 
     config: ModelConfig
-    backward: Callable[[], Tensor]
+    step: Callable[[], object]
     optimizers: list[torch.optim.Optimizer]
     final_norm: nn.Module
 
-    def __call__(self) -> Tensor:
-        loss = self.backward()
-        step.update(self.optimizers, RATE)
-        return loss
+    def __call__(self) -> None:
+        self.step()
 
 
-def our_model(config: ModelConfig, dtype: torch.dtype, device: torch.device = torch.device("cpu")) -> Transformer:
-    """A new model of ours, made on the device, that trains in `dtype`; its weights are fp32, as in training."""
-    generator = torch.Generator(device).manual_seed(0)
-    return training_in(Transformer.empty(config, device).initialise(generator), dtype)
+def our_model(config: ModelConfig, device: torch.device = torch.device("cpu")) -> Transformer:
+    """A new model of ours, made on the device; its weights are fp32, as in training."""
+    return Transformer.empty(config, device).initialise(torch.Generator(device).manual_seed(0))
 
 
-def lively_model(config: ModelConfig, dtype: torch.dtype) -> Transformer:
-    """The same with larger weights, on the CPU: in a new model other attention would go unnoticed."""
-    return training_in(check_model(config), dtype)
-
-
-def training_in(model: Transformer, dtype: torch.dtype) -> Transformer:
-    model.compute_dtype = None if dtype == torch.float32 else dtype
-    return model
-
-
-def ours(model: Transformer, tokens_BT: Tensor, settings: TrainingConfig, plain_adamw: bool = False) -> Trainee:
-    """As training steps; with `plain_adamw`, AdamW moves everything in place of Muon and AdamW.
+def ours(
+    model: Transformer,
+    tokens_BT: Tensor,
+    settings: TrainingConfig,
+    dtype: torch.dtype,
+    is_lean: bool = False,
+    plain_adamw: bool = False,
+) -> Trainee:
+    """As training steps, computing in `dtype`; with `plain_adamw`, AdamW moves everything in place of Muon and AdamW.
 
     Args:
         tokens_BT: int64, one longer than the context.
     """
-    optimizers = [adamw(model)] if plain_adamw else build_optimizers(model, settings.weight_decay)
-    return Trainee(model.config, lambda: step.backward(model, tokens_BT, settings)[0], optimizers, model.final_norm)
+    optimizers = prepare_training(model, settings, compute_dtype(dtype), is_lean)
+    if plain_adamw:
+        optimizers = [Muon([{"params": [], "share": 1.0}], 0.0), adamw(model)]
+    return Trainee(
+        model.config, lambda: train_step(model, optimizers, tokens_BT, RATE, settings), optimizers, model.final_norm
+    )
 
 
-def neox(model: Transformer, dtype: torch.dtype) -> nn.Module:
+def compute_dtype(dtype: torch.dtype) -> torch.dtype | None:
+    """As models name it: None is that of the weights."""
+    return None if dtype == torch.float32 else dtype
+
+
+def neox(model: Transformer) -> nn.Module:
     """`transformers`' GPT-NeoX with the geometry and a copy of the weights of a dense model of ours.
 
-    fp32 weights and sdpa attention, its default; in bf16 it is trained under autocast, as people train it.
+    fp32 weights and sdpa attention, its default.
 
     Raises:
         UserError: `transformers` is not installed.
@@ -112,51 +116,65 @@ def neox_name(name: str) -> str:
     return name
 
 
+def neox_loss(peer: nn.Module, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mean cross-entropy in nats; lower precision is autocast's, as people train it."""
+    inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:].contiguous()
+    with torch.autocast(tokens_BT.device.type, dtype) if compute_dtype(dtype) else nullcontext():
+        return peer(inputs_BT, labels=targets_BT, shift_labels=targets_BT, use_cache=False).loss
+
+
 def gpt_neox(
-    peer: nn.Module, model: Transformer, tokens_BT: Tensor, settings: TrainingConfig, plain_adamw: bool = False
+    peer: nn.Module,
+    model: Transformer,
+    tokens_BT: Tensor,
+    settings: TrainingConfig,
+    dtype: torch.dtype,
+    plain_adamw: bool = False,
 ) -> Trainee:
     """`peer`, made by `neox` of `model`, with the optimizers that `ours` would have."""
-    inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:].contiguous()
-    dtype = model.compute_dtype
+    theirs = renamed(peer, model, dtype)
+    optimizers = [adamw(peer)] if plain_adamw else build_optimizers(theirs, settings.weight_decay)
 
-    def backward() -> Tensor:
-        with torch.autocast(tokens_BT.device.type, dtype) if dtype else nullcontext():
-            loss = peer(inputs_BT, labels=targets_BT, shift_labels=targets_BT, use_cache=False).loss
-        loss.backward()
+    def step() -> None:
+        set_learning_rate(optimizers, RATE)
+        neox_loss(peer, tokens_BT, dtype).backward()
         torch.nn.utils.clip_grad_norm_(peer.parameters(), settings.grad_clip)
-        return loss.detach()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
-    optimizers = [adamw(peer)] if plain_adamw else build_optimizers(renamed(peer, model), settings.weight_decay)
-    return Trainee(model.config, backward, optimizers, peer.gpt_neox.final_layer_norm)
+    return Trainee(model.config, step, optimizers, peer.gpt_neox.final_layer_norm)
 
 
-def require_same_step(model: Transformer, trainee: Trainee, peer: nn.Module, peer_trainee: Trainee) -> None:
-    """Both models' first backward passes, whose gradients are dropped again.
+def require_same_gradients(model: Transformer, peer: nn.Module, tokens_BT: Tensor, dtype: torch.dtype) -> None:
+    """Both models' losses and gradients on one batch; the gradients are dropped again.
 
     Raises:
         AssertionError: the losses or the gradients of a matrix differ: the peer computes something else.
     """
-    loss_tolerance, gradient_tolerance = TOLERANCE[model.compute_dtype or torch.float32]
-    ours_, theirs = trainee.backward().item(), peer_trainee.backward().item()
-    if not abs(ours_ - theirs) <= loss_tolerance * abs(ours_):
-        raise AssertionError(f"the first losses differ: ours {ours_:.6f}, the peer's {theirs:.6f}")
-    peer_parameters = dict(peer.named_parameters())
+    loss_tolerance, gradient_tolerance = TOLERANCE[dtype]
+    model.compute_dtype = compute_dtype(dtype)
+    loss, peer_loss = next_token_loss(model, tokens_BT)[0], neox_loss(peer, tokens_BT, dtype)
+    if not abs(loss.item() - peer_loss.item()) <= loss_tolerance * abs(loss.item()):
+        raise AssertionError(f"the losses differ: ours {loss.item():.6f}, the peer's {peer_loss.item():.6f}")
+    loss.backward()
+    peer_loss.backward()
+    theirs = dict(peer.named_parameters())
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
-            expected, got = parameter.grad, peer_parameters[neox_name(name)].grad
-            error = ((got - expected).norm() / expected.norm()).item()
+            error = ((theirs[neox_name(name)].grad - parameter.grad).norm() / parameter.grad.norm()).item()
             if not error <= gradient_tolerance:
                 raise AssertionError(f"the gradients of {name} differ by {error:.1e} of their size")
     model.zero_grad(set_to_none=True)
     peer.zero_grad(set_to_none=True)
 
 
-def renamed(peer: nn.Module, model: Transformer) -> SimpleNamespace:
+def renamed(peer: nn.Module, model: Transformer, dtype: torch.dtype) -> SimpleNamespace:
     """What `build_optimizers` asks of a model: the peer's parameters under our names."""
     theirs = dict(peer.named_parameters())
     parameters = [(name, theirs[neox_name(name)]) for name, _ in model.named_parameters()]
     return SimpleNamespace(
-        config=model.config, compute_dtype=model.compute_dtype, embedding=model.embedding,
+        config=model.config, compute_dtype=compute_dtype(dtype), embedding=model.embedding,
         named_parameters=lambda: iter(parameters),
     )  # fmt: skip
 
@@ -175,24 +193,27 @@ def parts_of_step(trainee: Trainee, device: torch.device) -> dict[str, float]:
     """Seconds of the parts of one step.
 
     The loss head is what lies between the last norm's output and the gradient of it: ours computes its
-    gradients together with the loss. The backward pass is that of the blocks, with clipping.
+    gradients together with the loss. The backward pass is that of the blocks, with clipping; with lean
+    memory Muon is part of it.
     """
     marks = []
 
-    def mark() -> None:
+    def mark(*_) -> None:
         synchronise(device)
         marks.append(time.perf_counter())
 
     def after_forward(_module, _inputs, hidden: Tensor) -> None:
         mark()
-        hidden.register_hook(lambda _gradient: mark())
+        hidden.register_hook(mark)
 
-    hook = trainee.final_norm.register_forward_hook(after_forward)
+    hooks = [
+        trainee.final_norm.register_forward_hook(after_forward),
+        trainee.optimizers[0].register_step_pre_hook(mark),
+    ]
     mark()
-    trainee.backward()
+    trainee.step()
     mark()
-    step.update(trainee.optimizers, RATE)
-    mark()
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     names = ("forward", "loss head", "backward", "optimizer")
     return {name: after - before for name, (before, after) in zip(names, pairwise(marks), strict=True)}
