@@ -35,6 +35,7 @@ import torch
 
 from benchmarks import moe_layer, trainees
 from benchmarks.measuring import (
+    VOCAB_SIZE,
     cell,
     command_parser,
     exit_code,
@@ -74,7 +75,8 @@ class Sizes:
 
 
 REFERENCE = Sizes(
-    PRESETS["reference"], 50_257, (8, 128), (832, 1664), (4096, 16384, 65536), ("--preset", "reference")
+    PRESETS["reference"], VOCAB_SIZE["reference"], (8, 128), (832, 1664), (4096, 16384, 65536),
+    ("--preset", "reference"),
 )  # fmt: skip
 SMALL = Sizes(
     TrainingConfig(context_length=16, d_model=16, n_layers=1, n_heads=2, extra_layers=1), 97, (1, 2), (16,), (32, 64),

@@ -28,6 +28,7 @@ from training.run import git_commit
 ROUNDS = 5
 # Shorter samples would measure the clock and the scheduler.
 SAMPLE_SECONDS = 0.05
+VOCAB_SIZE = {"reference": 50_257, "tiny": 4_097}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 

@@ -14,15 +14,13 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.measuring import command_parser, exit_code, machine, peak_bytes, write_json
+from benchmarks.measuring import VOCAB_SIZE, command_parser, exit_code, machine, peak_bytes, write_json
 from config import TrainingConfig
 from models import count_parameters, next_token_loss
 from test_growth_checks import lively_dense_model, lively_moe_model
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
 from transfer.verify_growth_mechanics import check_functional_identity, detailed_growth_check
-
-VOCAB_SIZE = 50_257
 
 
 def run(given: list[str] | None) -> None:
@@ -37,8 +35,9 @@ def run(given: list[str] | None) -> None:
         figures[name] = {"seconds": round(time.perf_counter() - start, 1), "peak_gb": round(peak_bytes(cpu) / 1e9, 2)}
 
     config = TrainingConfig()
-    dense_geometry = config.phase_geometries(VOCAB_SIZE)[0]
-    tokens = torch.randint(VOCAB_SIZE, (2, config.context_length + 1), generator=torch.Generator().manual_seed(0))
+    dense_geometry = config.phase_geometries(VOCAB_SIZE["reference"])[0]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(dense_geometry.vocab_size, (2, config.context_length + 1), generator=generator)
 
     with stage("build and upcycle"):
         dense = lively_dense_model(dense_geometry)

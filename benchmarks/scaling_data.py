@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import trainees
-from benchmarks.measuring import in_fresh_process, peak_bytes, time_interleaved
+from benchmarks.measuring import VOCAB_SIZE, in_fresh_process, peak_bytes, time_interleaved
 from config import PRESETS, UserError
 from data import END_OF_TEXT, TokenizerUnavailable, load_tokenizer
 from data.batches import train_batch
@@ -109,7 +109,7 @@ def loader_figures() -> dict[str, float]:
     for step in range(LOADED_STEPS):
         tokens_BT = train_batch(tokens, 0, step, batch, context)
     loading = (time.perf_counter() - start) / LOADED_STEPS
-    geometry = settings.phase_geometries(4_097)[0]
+    geometry = settings.phase_geometries(VOCAB_SIZE["tiny"])[0]
     tokens_BT %= geometry.vocab_size
     trainee = trainees.ours(trainees.our_model(geometry), tokens_BT, settings, torch.float32)
     step_seconds = time_interleaved({"step": trainee}, CPU)["step"].seconds

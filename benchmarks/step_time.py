@@ -23,6 +23,7 @@ from benchmarks import trainees
 from benchmarks.measuring import (
     DTYPES,
     ROUNDS,
+    VOCAB_SIZE,
     command_parser,
     exit_code,
     gemm_rate,
@@ -129,9 +130,8 @@ def run(given: list[str] | None) -> None:
     if not set(arguments.phases) <= {1, 2, 3}:
         parser.error(f"--phases {','.join(map(str, arguments.phases))}: there are phases 1, 2 and 3")
     settings, dtype = PRESETS[arguments.preset], DTYPES[arguments.dtype]
-    vocab_size = 50_257 if arguments.preset == "reference" else 4_097
     limit = gemm_rate(dtype, DEVICE, limit_shapes(settings.batch_size * settings.context_length, settings.d_model))
-    chosen = contenders(settings, vocab_size, arguments.phases, dtype, arguments.memory == "lean")
+    chosen = contenders(settings, VOCAB_SIZE[arguments.preset], arguments.phases, dtype, arguments.memory == "lean")
     steps, parts = measure(chosen, settings.batch_size, limit)
     found = ratios(steps)
     print(table(steps))

@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 from benchmarks import (
     gpu,
     measuring,
+    memory,
     moe_layer,
     moe_peers,
     reference_growth,
@@ -169,6 +170,17 @@ def test_network_flops_leave_out_the_optimizer():
     assert step_flops(config, 3) > trainees.network_flops(config, 3)
 
 
+@pytest.mark.parametrize("how", ["full", "lean"])
+def test_memory_compares_the_plan_with_each_phase(how, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    flags = f"--preset tiny --device cpu --memory {how} --steps 2"
+    figures = figures_of(memory.main, tmp_path / "f.json", flags)
+    assert [row["phase"] for row in figures["phases"]] == list(memory.NAMES)
+    for row in figures["phases"]:
+        assert row["ratio"] == pytest.approx(row["planned GB"] / row["measured GB"])
+        assert len(row["losses"].split()) == 2
+
+
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
 def test_a_fit_recovers_a_known_exponent(power):
     sizes = [1, 2, 4, 8, 16]
@@ -237,7 +249,7 @@ def test_a_fresh_process_measures_its_own_peak():
 
 def test_reference_growth_measures_each_stage(tmp_path, monkeypatch):
     monkeypatch.setattr(reference_growth, "TrainingConfig", lambda: TOY)
-    monkeypatch.setattr(reference_growth, "VOCAB_SIZE", 97)
+    monkeypatch.setitem(measuring.VOCAB_SIZE, "reference", 97)
     figures = figures_of(reference_growth.main, tmp_path / "f.json", "")
     assert figures["all checks passed"] and figures["grow"]["peak_gb"] > 0 and abs(figures["jump"]) < 1e-5
 
@@ -290,6 +302,8 @@ def test_only_warnings_of_synchronisation_count():
         (moe_layer.main, "--tokens 0", "argument --tokens"),
         (step_time.main, "--phases 4", "there are phases 1, 2 and 3"),
         (step_time.main, "--preset huge", "invalid choice"),
+        (memory.main, "--phases 1,5", "there are phases 1, 2 and 3"),
+        (memory.main, "--steps 0", "argument --steps"),
         (scaling.main, "--data no/such/stories.txt", "no/such/stories.txt"),
         (gpu.main, "--device cpu --sections card,nope", "unknown section 'nope'"),
         (moe_layer.main, "--json no/such/folder/f.json", "cannot write no/such/folder/f.json"),
