@@ -6,7 +6,7 @@ import torch
 from training.muon import Muon, join_fused, orthogonalise, split_fused
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (64, 16), (3, 16, 64)])
+@pytest.mark.parametrize("shape", [(1, 32, 32), (2, 16, 64), (5, 16, 20)])
 def test_singular_values_of_an_update_are_about_one(shape):
     update = orthogonalise(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     values = torch.linalg.svdvals(update)
@@ -56,7 +56,7 @@ def test_experts_take_turns_and_each_has_the_momentum_of_all_steps():
 
 
 def test_an_expert_without_tokens_comes_to_rest_and_stays_finite():
-    fading = 1e-23 * torch.randn(256, 1) @ torch.randn(1, 64)
+    fading = 1e-23 * torch.randn(3, 64, 1) @ torch.randn(3, 1, 256)
     assert orthogonalise(fading).abs().max() < 1e-9
     assert orthogonalise(fading.bfloat16()).isfinite().all()
 
@@ -131,3 +131,31 @@ def test_a_bf16_momentum_follows_the_exact_one():
         muon.step()
     momentum = muon.state[matrix]["momentum_buffer"].float()
     assert (momentum - gradient).norm() < 0.08 * gradient.norm()
+
+
+def test_a_batch_of_matrices_moves_as_each_alone():
+    """Tall, wide, fused and stacked ones, more than fit into one batch; the negative control mixes them up."""
+    shapes = {"fused": (48, 16), "tall": (64, 16), "wide": (16, 64), "stack": (8, 64, 16)}
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(shapes[kind], generator=generator) for kind in ("fused", "tall", "wide", "stack") * 3]
+    gradients = [torch.randn(start.shape, generator=generator) for start in starts]
+
+    def moved(together: bool) -> list[torch.Tensor]:
+        parameters = [start.clone().requires_grad_() for start in starts]
+        for parameter, gradient in zip(parameters, gradients):
+            parameter.grad = gradient.clone()
+        groups = [
+            {"params": [p], "n_heads": 2 if p.shape == (48, 16) else 0, "period": 4 if p.dim() == 3 else 1}
+            for p in parameters
+        ]
+        for optimizer in [Muon(groups, 0.1)] if together else [Muon([group], 0.1) for group in groups]:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1
+            optimizer.step()
+        return [parameter.detach() for parameter in parameters]
+
+    alone = moved(together=False)
+    for a, b, start in zip(moved(together=True), alone, starts):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        assert not torch.equal(a, start)
+    assert not torch.allclose(alone[1] - starts[1], alone[5] - starts[5], atol=1e-3), "matrices must be told apart"
