@@ -17,6 +17,7 @@ import torch
 
 from config import UserError
 from models import build_dense_model
+from training.allocator import hand_out_large_blocks
 from training.boundary import GrowthCheckFailed, cross_boundary
 from training.cli import parse_config
 from training.loop import train_phase
@@ -68,6 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         # A terminal without UTF-8 shows ? for a tick; it must not end the run.
         stream.reconfigure(errors="replace")
+    hand_out_large_blocks()
     try:
         config, device, plan_only = parse_config(arguments)
         if plan_only:
