@@ -153,7 +153,27 @@ class TrainingConfig:
     overwrite: bool = setting(
         False,
         RUN,
-        "delete the run that checkpoint_dir holds already, when this one starts; without it such a folder is refused",
+        "delete the run that checkpoint_dir holds already, when this one starts; without it, or resume, such a folder "
+        "is refused",
+    )
+    resume: bool = setting(
+        False,
+        RUN,
+        "go on with the run in checkpoint_dir from its last saved state, with its settings; those given beside it "
+        "change them where they still can",
+    )
+    start_phase: int = setting(
+        1,
+        RUN,
+        "2 or 3 begins there with the model of the phase before, dense_model.pt or moe_model_final.pt in "
+        "checkpoint_dir, and a fresh optimizer",
+        choices=(1, 2, 3),
+    )
+    save_every: float = setting(
+        5.0,
+        RUN,
+        "minutes between two saved states; more where saving would take over 5 % of the run's time. The end of a "
+        "phase is saved in any case",
     )
     device: str = setting(
         "auto", RUN, "where to train; auto takes cuda, then mps, then cpu", choices=("auto", "cuda", "mps", "cpu")
@@ -286,12 +306,13 @@ class TrainingConfig:
             require(getattr(self, name) >= 1, name, "must be at least 1")
         for name in ("steps_phase1", "steps_phase2", "steps_phase3", "warmup_steps", "sample_tokens", "seed"):
             require(getattr(self, name) >= 0, name, "must be 0 or more")
-        for name in ("noise_std", "router_std", "weight_decay", "balance_weight", "z_weight"):
+        for name in ("noise_std", "router_std", "weight_decay", "balance_weight", "z_weight", "save_every"):
             require(getattr(self, name) >= 0, name, "must be 0 or more")
         for name in ("lr_phase1", "lr_phase2", "lr_phase3", "grad_clip", "check_tolerance"):
             require(getattr(self, name) > 0, name, "must be above 0")
         require(self.seed < 2**63, "seed", "must be below 2**63")
         require(0 <= self.final_lr_share <= 1, "final_lr_share", "must be between 0 and 1")
+        require(not (self.resume and self.overwrite), "overwrite", "which deletes the run that resume goes on with")
         if not problems:
             try:
                 self.phase_geometries(vocab_size=50_257)

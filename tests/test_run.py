@@ -67,6 +67,7 @@ def test_it_leaves_three_models_a_history_and_a_picture(finished):
         *MODEL_NAMES.values(),
         "training_history.jsonl",
         "training_curves.png",
+        ".run.lock",
     }
     widths = [load_model(folder / name).config.d_model for name in MODEL_NAMES.values()]
     assert widths == [32, 32, 64]
@@ -215,7 +216,7 @@ def test_a_device_that_is_not_there(tmp_path, token_cache, capsys):
 
 def test_too_large_for_memory_is_found_before_training(tmp_path, token_cache, capsys):
     assert run(tmp_path, token_cache, "--d-model", "16384") == 2
-    assert "will not fit" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+    assert "will not fit" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == [".run.lock"]
 
 
 def test_an_earlier_run_is_refused_and_survives_bad_input(finished, token_cache, capsys, tmp_path):

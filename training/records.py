@@ -23,12 +23,18 @@ SAMPLE_PROMPT = "Once upon a time"
 class StepRows:
     """Holds the figures of steps on the device until a line is printed: reading them waits for it."""
 
-    def __init__(self, run: Run, phase: int):
-        self.run, self.phase, self.start, self.rows = run, phase, time.perf_counter(), []
+    def __init__(self, run: Run, phase: int, rows: list[tuple] = (), seconds: float = 0.0):
+        """`rows` and `seconds` are those of a phase that goes on after a stop."""
+        self.run, self.phase, self.rows = run, phase, list(rows)
+        self.start = time.perf_counter() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Since the phase began."""
+        return time.perf_counter() - self.start
 
     def add(self, step: int, loss: Tensor, grad_norm: Tensor, lr: float) -> None:
-        seconds = time.perf_counter() - self.start
-        self.rows.append((step, loss.detach(), grad_norm.detach(), lr, self.run.tokens_seen, seconds))
+        self.rows.append((step, loss.detach(), grad_norm.detach(), lr, self.run.tokens_seen, self.seconds))
 
     def write(self, routings: list[Routing]) -> None:
         """Writes all rows to the history and prints the last, with the routing of its step."""

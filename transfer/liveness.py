@@ -180,6 +180,16 @@ class GradientCoverage:
                 seen |= parameter.grad[part] != 0
         self.steps += 1
 
+    def state(self) -> dict:
+        """What has been seen so far: `steps`, and bool tensors as they are held."""
+        return {"steps": self.steps, "seen": [seen for *_, seen in self._watched]}
+
+    def go_on_from(self, state: dict) -> None:
+        """Takes over the `state` of a coverage of the same two geometries."""
+        self.steps = state["steps"]
+        for (*_, seen), earlier in zip(self._watched, state["seen"], strict=True):
+            seen.copy_(earlier)
+
     @property
     def new_parameters(self) -> int:
         return sum(seen.numel() for *_, seen in self._watched)
