@@ -81,7 +81,7 @@ def parse_config(arguments: list[str] | None, say=print) -> tuple[TrainingConfig
     if "preset" in given and given["preset"] not in PRESETS:
         raise UserError(f"--preset {given['preset']}: unknown; the presets are {', '.join(PRESETS)}")
     if given.get("resume"):
-        config = dataclasses.replace(saved_config(given), overwrite=False, **given)
+        config = dataclasses.replace(saved_config(given), **given)
         config.validate()
         return config, pick_device(config.device), plan_only
     device = pick_device(given.get("device", "auto"))
@@ -105,7 +105,7 @@ def saved_config(given: dict) -> TrainingConfig:
     """
     folder = Path(given.get("checkpoint_dir", TrainingConfig.checkpoint_dir))
     if (folder / STATE_NAME).exists():
-        return dataclasses.replace(read_saved_config(folder), checkpoint_dir=str(folder))
+        return dataclasses.replace(read_saved_config(folder), overwrite=False, checkpoint_dir=str(folder))
     if (folder / HISTORY_NAME).exists() and any(row["event"] == "summary" for row in read_history(folder / HISTORY_NAME)):
         raise RunComplete(f"The run in {folder} is complete: there is nothing to go on with")
     raise UserError(f"{folder} holds no saved state ({STATE_NAME}) to resume; start without --resume")

@@ -19,7 +19,7 @@ from command_line import OneLineParser
 from config import UserError
 from models import load_model
 from training.history import WALL_CLOCK, read_history
-from training.resume import START
+from training.resume import NEUTRAL
 from training.run import HISTORY_NAME, MODEL_NAMES
 
 # Of a `run` row: what is told by the fingerprint already, or follows from config and data.
@@ -37,7 +37,7 @@ def differences(a: Path, b: Path) -> Iterator[tuple[str, str]]:
     histories = [history_of(folder) for folder in (a, b)]
     firsts = [rows[0] for rows in histories]
     for kind, given in (
-        ("setting", [{k: v for k, v in row["config"].items() if k not in START} for row in firsts]),
+        ("setting", [{k: v for k, v in row["config"].items() if k not in NEUTRAL} for row in firsts]),
         ("given", [{k: v for k, v in row.items() if k not in NOT_COMPARED} for row in firsts]),
     ):
         for name in dict.fromkeys([*given[0], *given[1]]):

@@ -46,19 +46,14 @@ class History:
     `n_bytes` and `crc` say how far it has come.
 
     Args:
-        n_bytes, crc: how far the file had come when a state was saved. What follows is cut off; 0
-            begins anew.
+        n_bytes, crc: how far the file had come when a state was saved, see `require_history`. What follows
+            is cut off; 0 begins anew.
     Raises:
-        UserError: the file cannot be written, or what it held at `n_bytes` has changed.
+        UserError: the file cannot be written.
     """
 
     def __init__(self, path: Path, n_bytes: int = 0, crc: int = 0):
         self.path, self.n_bytes, self.crc = path, n_bytes, crc
-        if n_bytes and verified_rows(path, n_bytes)[1] != crc:
-            raise UserError(
-                f"{path} is not the history that belongs to the saved state; put the right one back, "
-                f"or start again with --overwrite"
-            )
         try:
             # Unbuffered: after an error nothing is left that a later flush would write.
             self._file = open(path, "ab", buffering=0)
@@ -97,6 +92,15 @@ def read_history(path: Path) -> list[dict]:
         UserError: a row is not what was written there.
     """
     return verified_rows(path)[0]
+
+
+def require_history(path: Path, n_bytes: int, crc: int) -> None:
+    """Raises UserError unless the file's first `n_bytes` are what they were when a state was saved."""
+    if n_bytes and verified_rows(path, n_bytes)[1] != crc:
+        raise UserError(
+            f"{path} is not the history that belongs to the saved state; put the right one back, "
+            f"or start again with --overwrite"
+        )
 
 
 def verified_rows(path: Path, n_bytes: int | None = None) -> tuple[list[dict], int]:

@@ -15,7 +15,7 @@ from training.run_state import RunState
 
 # Up to where in the run a setting may differ from the saved one, in phases: 1 is "while phase 1 lasts",
 # 1.5 "until phase 2 begins". What is not here may always differ: it changes how training goes on, and
-# not what has been done. How a run is started (`START`) is not compared at all.
+# not what has been done.
 MAY_DIFFER_UNTIL = {
     **dict.fromkeys(("preset", "start_phase", "seed", "context_length", "d_model", "n_layers", "n_heads"), 0.0),
     **dict.fromkeys(("grow_when", "eval_batches"), 0.0),
@@ -25,7 +25,8 @@ MAY_DIFFER_UNTIL = {
     **dict.fromkeys(("scale_factor", "extra_layers", "noise_std", "grow_optimizer"), 2.5),
     **dict.fromkeys(("steps_phase3", "lr_phase3"), 3.0),
 }
-START = ("resume", "overwrite", "checkpoint_dir")
+# How a run is started, where it keeps things and when it saves: no figure depends on these, and they are not compared.
+NEUTRAL = ("resume", "overwrite", "checkpoint_dir", "cache_dir", "save_every", "ignore_memory_plan")
 
 
 def changed_settings(saved: RunState, config: TrainingConfig) -> dict[str, list]:
@@ -35,11 +36,11 @@ def changed_settings(saved: RunState, config: TrainingConfig) -> dict[str, list]
         UserError: one of them can no longer differ; the text names all of these, and those that may.
     """
     now = dataclasses.asdict(config)
-    changes = {name: [saved.config[name], now[name]] for name in now if name not in START}
+    changes = {name: [saved.config[name], now[name]] for name in now if name not in NEUTRAL}
     changes = {name: pair for name, pair in changes.items() if pair[0] != pair[1]}
     fixed = [name for name in changes if MAY_DIFFER_UNTIL.get(name, 3.0) < saved.position]
     if fixed:
-        may = [name for name in now if name not in START and MAY_DIFFER_UNTIL.get(name, 3.0) >= saved.position]
+        may = [name for name in now if MAY_DIFFER_UNTIL.get(name, 3.0) >= saved.position]
         raise UserError(
             f"the saved run is {'after' if saved.is_complete else 'in'} phase {saved.phase}, where these settings can "
             f"no longer differ from its own: {', '.join(f'{n} (saved {changes[n][0]}, given {changes[n][1]})' for n in fixed)}; "

@@ -21,7 +21,7 @@ from data.fingerprint import fingerprint, require_same_stories
 from durable_files import remove_leftovers
 from training.device import choose_precision
 from training.flops import step_flops
-from training.history import History
+from training.history import History, require_history
 from training.plan import Plan, make_plan, require_memory
 from training.resume import changed_settings, entry_model, on_device
 from training.run import HISTORY_NAME, MODEL_NAMES, PICTURE_NAME, Run
@@ -46,6 +46,8 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
     require_writable(folder)
     with sole_run(folder):
         saved = read_run_state(folder) if config.resume else None
+        if saved:
+            require_history(folder / HISTORY_NAME, saved.history_bytes, saved.history_crc)
         changes = changed_settings(saved, config) if saved else {}
         earlier_run = [] if saved else find_earlier_run(folder, config)
         # Timed anew, "auto" might choose the other one.
