@@ -118,6 +118,9 @@ class ModelConfig:
         )
 
 
+# Times the factors of an optimizer it is still a number in fp32.
+LARGEST_NUMBER = 1e36
+LONGEST_SAMPLE = 10_000
 # With `grow_when = "auto"` phases 1 and 2 last up to so many times their steps.
 LONGEST_PHASE = 4
 
@@ -295,9 +298,13 @@ class TrainingConfig:
                 problems.append(f"{name} is {getattr(self, name)!r}, {rule}")
 
         for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
+            value, kind = getattr(self, item.name), type(item.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise UserError(f"{item.name} is {value!r}, must be of type {kind.__name__}")
             if isinstance(value, float) and not math.isfinite(value):
                 problems.append(f"{item.name} is {value}, must be a finite number")
+            elif kind is float and value > LARGEST_NUMBER:
+                problems.append(f"{item.name} is {value}, must be at most {LARGEST_NUMBER:g}")
             choices = item.metadata["choices"]
             if choices and value not in choices:
                 problems.append(f"{item.name} is {value!r}, must be one of {', '.join(choices)}")
@@ -310,6 +317,7 @@ class TrainingConfig:
             require(getattr(self, name) >= 0, name, "must be 0 or more")
         for name in ("lr_phase1", "lr_phase2", "lr_phase3", "grad_clip", "check_tolerance"):
             require(getattr(self, name) > 0, name, "must be above 0")
+        require(self.sample_tokens <= LONGEST_SAMPLE, "sample_tokens", f"must be at most {LONGEST_SAMPLE:,}")
         require(self.seed < 2**63, "seed", "must be below 2**63")
         require(0 <= self.final_lr_share <= 1, "final_lr_share", "must be between 0 and 1")
         require(not (self.resume and self.overwrite), "overwrite", "which deletes the run that resume goes on with")

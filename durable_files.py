@@ -62,7 +62,11 @@ def write_tensors(content: dict, path: Path) -> str:
     """
     with replacing(path) as file:
         hashing = _HashingFile(file)
-        torch.save(content, hashing)
+        try:
+            torch.save(content, hashing)
+        except RuntimeError as error:
+            # torch says at which byte it noticed, and not what the disk said.
+            raise hashing.error or error from error
         file.write(MARK + hashing.sha256.digest())
     return hashing.sha256.hexdigest()
 
@@ -84,6 +88,11 @@ def read_tensors(path: Path, map_location: str | torch.device = "cpu") -> tuple[
         raise DamagedFile(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
 
+def reason(error: Exception) -> str:
+    """What an error says, in one line; of an error of the system what it says without the file."""
+    return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:200]
+
+
 def _verified_checksum(path: Path) -> str:
     sha256, left = hashlib.sha256(), path.stat().st_size - TRAILER_BYTES
     with path.open("rb") as file:
@@ -102,11 +111,15 @@ class _HashingFile:
     """What `torch.save` asks of a file; it writes from the beginning to the end, and never seeks."""
 
     def __init__(self, file: BinaryIO):
-        self._file, self.sha256 = file, hashlib.sha256()
+        self._file, self.sha256, self.error = file, hashlib.sha256(), None
 
     def write(self, block) -> int:
         self.sha256.update(block)
-        return self._file.write(block)
+        try:
+            return self._file.write(block)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()

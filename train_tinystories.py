@@ -16,6 +16,7 @@ import sys
 
 import torch
 
+from command_line import one_line
 from config import UserError
 from training.boundary import GrowthCheckFailed, cross_boundary
 from training.cli import RunComplete, parse_config
@@ -86,14 +87,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(note)
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except GrowthCheckFailed as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 3
     except Stopped as stopped:
         print(f"{stopped}; {how_to_go_on(config)}", file=sys.stderr)
         return stopped.exit_code
+    except OSError as error:  # of a path that cannot be one, or of a terminal or a log that takes no more
+        print(f"error: {one_line(error)}; {how_to_go_on(config)}", file=sys.stderr)
+        return 2
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from config import ModelConfig, UserError
-from durable_files import DamagedFile, read_tensors, write_tensors
+from durable_files import DamagedFile, read_tensors, reason, write_tensors
 from models.transformer import Transformer
 
 FORMAT = "bilateral-growth-model/2"
@@ -27,7 +27,7 @@ def save_model(model: Transformer, path: str | Path) -> str:
         return write_tensors(content, Path(path))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"could not write the model {path}: {error}; free some space or choose another folder"
+            f"could not write the model {path}: {reason(error)}; free some space or choose another folder"
         ) from error
 
 
@@ -58,6 +58,5 @@ def load_model_and_checksum(path: str | Path, device: str | torch.device = "cpu"
             model = Transformer(config)
         model.load_state_dict(content["weights"], assign=True)
     except (RuntimeError, TypeError, KeyError, UserError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the weights in {path} do not fit the geometry that it names: {reason}") from error
+        raise UserError(f"the weights in {path} do not fit the geometry that it names: {reason(error)}") from error
     return model.requires_grad_(True), checksum

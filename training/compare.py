@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from command_line import OneLineParser
+from command_line import OneLineParser, one_line
 from config import UserError
 from models import load_model
 from training.history import WALL_CLOCK, read_history
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         given = parser.parse_args(arguments)
         found = list(differences(given.RUN_A, given.RUN_B))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     for kind, text in found:
         print(f"{kind:<8} {text}")

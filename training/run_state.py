@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from config import TrainingConfig, UserError
-from durable_files import DamagedFile, read_tensors, write_tensors
+from durable_files import DamagedFile, read_tensors, reason, write_tensors
 from transfer.optimizer_growth import State
 
 STATE_NAME = "run_state.pt"
@@ -73,9 +73,9 @@ def write_run_state(state: RunState, folder: Path) -> None:
     try:
         write_tensors({"format": FORMAT, **vars(state)}, path)
     except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"could not write {path}: {error}; the state saved before is whole. Free some space, then go on with --resume"
-        ) from error
+        kept = "the state saved before is whole: free some space, then go on with --resume"
+        advice = kept if path.exists() else "free some space, or choose another --checkpoint-dir"
+        raise UserError(f"could not write {path}: {reason(error)}; {advice}") from error
 
 
 def read_run_state(folder: Path) -> RunState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from config import TrainingConfig, UserError
@@ -13,7 +14,7 @@ from training.run_state import STATE_NAME
 
 def how_to_go_on(config: TrainingConfig | None) -> str:
     """The command that goes on with a stopped run; or that there is nothing to go on with."""
-    if config is None or not (Path(config.checkpoint_dir) / STATE_NAME).exists():
+    if config is None or not os.path.exists(Path(config.checkpoint_dir) / STATE_NAME):
         return "nothing has been trained yet: start again"
     return f"go on with: {resume_command(config)}"
 

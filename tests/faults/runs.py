@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ class Child:
 def start(arguments: list, prepare: Callable[[], None] = lambda: None) -> Child:
     """Starts a run; `prepare` is called in the child first, to break something there."""
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
-    outputs = [os.open(folder / name, os.O_WRONLY | os.O_CREAT) for name in ("out", "err")]
+    outputs = [os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o600) for name in ("out", "err")]
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -98,12 +99,9 @@ def start(arguments: list, prepare: Callable[[], None] = lambda: None) -> Child:
         prepare()
         code = train_tinystories.main([str(argument) for argument in arguments])
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # Nothing may bring a child back into the program of its parent.
         os._exit(code)
 
 
