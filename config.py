@@ -196,6 +196,16 @@ class TrainingConfig:
     steps_phase1: int = setting(100, SIZE, "steps of phase 1, the dense model")
     steps_phase2: int = setting(100, SIZE, "steps of phase 2, the mixture of experts")
     steps_phase3: int = setting(100, SIZE, "steps of phase 3, the grown mixture of experts")
+    accumulate: int = setting(
+        1, SIZE, "parts into which each batch is split; they take turns in memory, and their gradients add up"
+    )
+    memory: str = setting(
+        "auto",
+        SIZE,
+        "full: the fastest. lean: matrices move in the backward pass, each gradient is freed at once, "
+        "momentum in bf16, experts' hidden units computed twice. auto: lean where full will not fit",
+        choices=("auto", "full", "lean"),
+    )
     ignore_memory_plan: bool = setting(False, SIZE, "train although the memory plan says that it will not fit")
 
     # Model
@@ -275,7 +285,7 @@ class TrainingConfig:
         "with grow_when auto phases 1 and 2 hold their peak",
     )
     weight_decay: float = setting(0.1, OPTIMIZER, "decay of matrices; embedding, biases, norms and routers have none")
-    grad_clip: float = setting(1.0, OPTIMIZER, "largest norm of the whole gradient")
+    grad_clip: float = setting(1.0, OPTIMIZER, "largest norm of the whole gradient; lean memory clips by the norm of the step before")
     balance_weight: float = setting(
         0.3, OPTIMIZER, "weight of the load-balancing loss; at 0.1 single experts fell to 1 % of the tokens"
     )
@@ -309,7 +319,7 @@ class TrainingConfig:
             if choices and value not in choices:
                 problems.append(f"{item.name} is {value!r}, must be one of {', '.join(choices)}")
         require(self.preset in PRESETS, "preset", f"must be one of {', '.join(PRESETS)}")
-        for name in ("batch_size", "context_length", "n_experts", "top_k", "log_every", "eval_every", "eval_batches"):
+        for name in ("batch_size", "context_length", "n_experts", "top_k", "accumulate", "log_every", "eval_every", "eval_batches"):
             require(getattr(self, name) >= 1, name, "must be at least 1")
         for name in ("steps_phase1", "steps_phase2", "steps_phase3", "warmup_steps", "sample_tokens", "seed"):
             require(getattr(self, name) >= 0, name, "must be 0 or more")
@@ -319,6 +329,15 @@ class TrainingConfig:
             require(getattr(self, name) > 0, name, "must be above 0")
         require(self.sample_tokens <= LONGEST_SAMPLE, "sample_tokens", f"must be at most {LONGEST_SAMPLE:,}")
         require(self.seed < 2**63, "seed", "must be below 2**63")
+        require(
+            self.accumulate <= self.batch_size, "accumulate", f"must be at most batch_size, {self.batch_size}"
+        )
+        require(
+            self.accumulate == 1 or self.memory != "lean",
+            "accumulate",
+            "but with memory 'lean' matrices move in the backward pass, before a second part could add its gradients; "
+            "give --accumulate 1, or --memory full",
+        )
         require(0 <= self.final_lr_share <= 1, "final_lr_share", "must be between 0 and 1")
         require(not (self.resume and self.overwrite), "overwrite", "which deletes the run that resume goes on with")
         if not problems:

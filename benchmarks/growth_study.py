@@ -39,7 +39,7 @@ from models import Transformer, build_dense_model, build_moe_model
 from training.evaluate import heldout_loss
 from training.flops import step_flops
 from training.optimizer import build_optimizers, read_state, write_state
-from training.step import backward, update
+from training.step import train_step
 from transfer.optimizer_growth import grow_optimizer_state
 
 RESULTS = Path(__file__).parent / "results" / "growth_study.json"
@@ -121,8 +121,7 @@ class Trainee:
         share = min(1.0, (self.steps - self.warm_from + 1) / (self.warm_steps + 1))
         if budget is not None:
             share *= min(1.0, max(0.0, (budget - self.flops) / (DECAY_SHARE * budget)))
-        backward(self.model, data.train_batch(self.steps), data.config)
-        update(self.optimizers, lr * share)
+        train_step(self.model, self.optimizers, data.train_batch(self.steps), lr * share, data.config)
         self.steps += 1
         self.flops += step_flops(self.model.config, BATCH)
         self.seconds += time.process_time() - start

@@ -8,16 +8,13 @@ too: exactness does not depend on what was learned. Needs about 12 GB of memory.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import resource
 import sys
 import time
 from contextlib import contextmanager
 
 import torch
 
+from benchmarks.measuring import VOCAB_SIZE, command_parser, exit_code, machine, peak_bytes, write_json
 from config import TrainingConfig
 from models import count_parameters, next_token_loss
 from test_growth_checks import lively_dense_model, lively_moe_model
@@ -25,33 +22,22 @@ from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
 from transfer.verify_growth_mechanics import check_functional_identity, detailed_growth_check
 
-VOCAB_SIZE = 50_257
 
-
-def peak_gb() -> float:
-    """Largest resident memory of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
-    arguments = parser.parse_args()
-    figures: dict = {
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-    }
+def run(given: list[str] | None) -> None:
+    arguments = command_parser("reference_growth", __doc__.splitlines()[0]).parse_args(given)
+    cpu = torch.device("cpu")
+    figures: dict = {"machine": machine(cpu)}
 
     @contextmanager
     def stage(name: str):
         start = time.perf_counter()
         yield
-        figures[name] = {"seconds": round(time.perf_counter() - start, 1), "peak_gb": round(peak_gb(), 2)}
+        figures[name] = {"seconds": round(time.perf_counter() - start, 1), "peak_gb": round(peak_bytes(cpu) / 1e9, 2)}
 
     config = TrainingConfig()
-    dense_geometry = config.phase_geometries(VOCAB_SIZE)[0]
-    tokens = torch.randint(VOCAB_SIZE, (2, config.context_length + 1), generator=torch.Generator().manual_seed(0))
+    dense_geometry = config.phase_geometries(VOCAB_SIZE["reference"])[0]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(dense_geometry.vocab_size, (2, config.context_length + 1), generator=generator)
 
     with stage("build and upcycle"):
         dense = lively_dense_model(dense_geometry)
@@ -76,10 +62,12 @@ def main() -> None:
     print()
     for name, value in figures.items():
         print(f"{name:<36}{value}")
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(figures, file, indent=1, ensure_ascii=False)
+    write_json(arguments.json, figures)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return exit_code(run, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

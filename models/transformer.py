@@ -184,6 +184,12 @@ class Transformer(nn.Module):
             if isinstance(module, LayerNorm):
                 module.output_dtype = dtype
 
+    def keep_hidden(self, keeps: bool) -> None:
+        """Whether experts keep their hidden units for the backward pass, or compute them again."""
+        for module in self.modules():
+            if isinstance(module, MoE):
+                module.keeps_hidden = keeps
+
     @property
     def device(self) -> torch.device:
         return self.embedding.weight.device

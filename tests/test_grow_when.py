@@ -15,7 +15,7 @@ from training.loop import phase_rates
 from training.optimizer import build_optimizers, read_state
 from training.plan import make_plan
 from training.run import Run
-from training.step import backward, update
+from training.step import train_step
 from transfer.upcycling import upcycle_to_moe
 
 
@@ -34,8 +34,7 @@ def trained(run, steps=240):
     model = build_dense_model(run.plan.models[0], seed=0)
     optimizers = build_optimizers(model, 0.1)
     for step in range(steps):
-        backward(model, run.data.train_batch(step), run.config)
-        update(optimizers, 0.01)
+        train_step(model, optimizers, run.data.train_batch(step), 0.01, run.config)
         run.count_step(model.config)
     return model, read_state(model, optimizers)
 

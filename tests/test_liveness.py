@@ -20,6 +20,7 @@ from transfer.liveness import (
     expert_shares,
     liveness_report,
     normalised_entropy,
+    packed,
 )
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
@@ -32,10 +33,10 @@ def train(model: Transformer, steps: int, coverage: GradientCoverage | None = No
     optimizer = optimizer(model.parameters(), lr=1e-2)
     for _ in range(steps):
         next_token_loss(model, TOKENS)[0].backward()
-        if coverage:
-            coverage.update()
         optimizer.step()
         optimizer.zero_grad()
+        if coverage:
+            coverage.steps += 1
 
 
 def cosines(model: Transformer, old: Transformer) -> dict[str, CloneCosine]:
@@ -149,17 +150,51 @@ def test_coverage_tells_old_from_new():
             corners.append((parameter, tuple(slice(0, size) for size in old_parameters[old_name].shape)))
     for parameter, corner in corners:
         parameter.grad[corner] = 1
-    coverage.update()
+    look_at_all(coverage, new)
     assert coverage.never_touched_share() == 1
     for parameter in new.parameters():
         parameter.grad.fill_(1e-30)
     for parameter, corner in corners:
         parameter.grad[corner] = 0
-    coverage.update()
+    look_at_all(coverage, new)
     assert coverage.never_touched_share() == 0
     new.zero_grad(set_to_none=False)
-    coverage.update()
-    assert coverage.never_touched_share() == 0 and coverage.steps == 3, "one step is enough for ever"
+    look_at_all(coverage, new)
+    assert coverage.never_touched_share() == 0, "one step is enough for ever"
+
+
+def look_at_all(coverage: GradientCoverage, model) -> None:
+    for name, parameter in model.named_parameters():
+        coverage.look(name, parameter)
+
+
+def test_a_closed_coverage_looks_no_more_and_one_of_two_hooks_may_free_the_gradient():
+    old = lively_moe_model(GEOMETRY)
+    new = scale_bilaterally(old, 2, 1)
+    coverage = GradientCoverage(new, old.config)
+
+    def free(parameter):
+        parameter.grad = None
+
+    for parameter in new.parameters():
+        parameter.register_post_accumulate_grad_hook(free)
+    next_token_loss(new, TOKENS)[0].backward()
+    share = coverage.never_touched_share()
+    assert 0 < share < 1 and all(parameter.grad is None for parameter in new.parameters())
+    coverage.close()
+    with torch.no_grad():  # now the identity blocks' inner weights would have gradients
+        for name, parameter in new.named_parameters():
+            parameter.add_(0.1)
+    next_token_loss(new, TOKENS)[0].backward()
+    assert coverage.never_touched_share() == share
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 1000])
+def test_eight_booleans_make_a_byte(n):
+    flags = torch.rand(n, generator=torch.Generator().manual_seed(n)) < 0.5
+    bits = packed(flags)
+    assert bits.dtype == torch.uint8 and len(bits) == -(-n // 8)
+    assert [bool(bits[i // 8] >> (i % 8) & 1) for i in range(n)] == flags.tolist()
 
 
 def test_identity_blocks_are_covered_after_three_steps():
@@ -215,7 +250,6 @@ def test_experts_without_tokens_are_never_touched():
     assert coverage.new_parameters == count_parameters(moe).total - count_parameters(dense).total
     loss, routings = next_token_loss(moe, TOKENS[:1, :4])  # six slots for eight experts
     loss.backward()
-    coverage.update()
     idle = sum((routing.slots_per_expert_E[1:] == 0).sum().item() for routing in routings)
     assert idle > 0
     assert coverage.never_touched_by_module()["mlp"] == pytest.approx(idle / (3 * 7), abs=1e-3)
@@ -283,7 +317,6 @@ def test_the_report_changes_nothing_and_is_the_same_twice():
     before = {name: (p.detach().clone(), p.grad.clone()) for name, p in new.named_parameters()}
     stream = torch.get_rng_state()
     coverage = GradientCoverage(new, old.config)
-    coverage.update()
     graphs = []
     handle = new.final_norm.register_forward_hook(lambda _module, _inputs, output: graphs.append(output.requires_grad))
     first, second = (liveness_report(new, old.config, TOKENS, coverage) for _ in range(2))
@@ -316,7 +349,7 @@ def test_reports_are_json_and_print_in_three_lines(boundary, dtype):
     }[boundary]()
     coverage = GradientCoverage(new, old.config)
     next_token_loss(new, TOKENS)[0].backward()
-    coverage.update()
+    coverage.steps += 1
     for watched in (None, coverage):
         report = liveness_report(new, old.config, TOKENS, watched)
         rebuilt = json.loads(json.dumps(dataclasses.asdict(report), allow_nan=False))

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from config import ModelConfig
-from models import moe as moe_module
+from models import experts
 from models.loss import router_loss
-from models.moe import MoE, looped_product
+from models.moe import MoE
 
 CONFIG = ModelConfig(vocab_size=8, d_model=16, n_layers=1, n_heads=2, n_experts=4, top_k=2)
 
@@ -39,9 +39,16 @@ def token_by_token(moe: MoE, x_BTD: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows).view_as(x_BTD)
 
 
+def output_and_gradients(moe: MoE, x: torch.Tensor) -> list[torch.Tensor]:
+    y = moe(x)[0]
+    return [y, *torch.autograd.grad(y.float().square().sum(), [x, *moe.parameters()])]
+
+
+@pytest.mark.parametrize("keeps_hidden", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_output_and_gradients_equal_the_definition(dtype):
+def test_output_and_gradients_equal_the_definition(dtype, keeps_hidden):
     moe, x = layer(dtype), inputs(dtype).requires_grad_()
+    moe.keeps_hidden = keeps_hidden
     results = []
     for y in (moe(x)[0], token_by_token(moe, x)):
         gradients = torch.autograd.grad(y.square().sum(), [x, *moe.parameters()])
@@ -51,25 +58,57 @@ def test_output_and_gradients_equal_the_definition(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loop_and_grouped_product_agree(dtype, monkeypatch):
-    """The loop is what MPS runs: here its code path runs on the CPU."""
+@pytest.mark.parametrize("keeps_hidden", [True, False])
+def test_all_experts_in_one_call_or_one_after_another(dtype, keeps_hidden, monkeypatch):
+    """One call is what CUDA runs: here its code path runs on the CPU."""
     results = []
     for serves in (True, False):
-        monkeypatch.setattr(moe_module, "grouped_mm_serves", lambda *_, serves=serves: serves)
-        moe, x = layer(dtype), inputs(dtype).requires_grad_()
-        y, _ = moe(x)
-        results.append([y, *torch.autograd.grad(y.float().square().sum(), [x, *moe.parameters()])])
+        monkeypatch.setattr(experts, "grouped_mm_serves", lambda *_, serves=serves: serves)
+        moe = layer(dtype)
+        moe.keeps_hidden = keeps_hidden
+        results.append(output_and_gradients(moe, inputs(dtype).requires_grad_()))
     for grouped, looped in zip(*results):
-        torch.testing.assert_close(grouped, looped, atol=1e-4 if dtype == torch.float32 else 0.3, rtol=0.02)
+        difference = (grouped - looped).float().norm() / looped.float().norm()
+        assert difference <= (1e-5 if dtype == torch.float32 else 0.02)
 
 
-def test_grouped_product_is_used_where_it_works_and_nowhere_else():
+def test_one_call_serves_bf16_on_cuda_alone():
+    class OnCuda:
+        device, dtype = torch.device("cuda"), torch.bfloat16
+        element_size = staticmethod(lambda: 2)
+
     weight = torch.zeros(4, 16, 16)
-    assert moe_module.grouped_mm_serves(torch.zeros(5, 16), weight)
-    assert moe_module.grouped_mm_serves(torch.zeros(5, 16).bfloat16(), weight)
-    assert not moe_module.grouped_mm_serves(torch.zeros(5, 16).double(), weight)
-    assert not moe_module.grouped_mm_serves(torch.zeros(5, 6), torch.zeros(4, 16, 6))
-    assert not moe_module.grouped_mm_serves(torch.zeros(5, 16, device="meta"), weight)
+    assert experts.grouped_mm_serves(OnCuda(), weight)
+    assert not experts.grouped_mm_serves(OnCuda(), torch.zeros(4, 16, 6))  # rows of 12 bytes
+    OnCuda.dtype = torch.float32
+    assert not experts.grouped_mm_serves(OnCuda(), weight)
+    assert not experts.grouped_mm_serves(torch.zeros(5, 16).bfloat16(), weight)
+
+
+def test_without_hidden_units_kept_a_layer_gives_the_same_bits_and_routes_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(MoE, "routing", lambda *a, routing=MoE.routing: calls.append(1) or routing(*a))
+    moe, x = layer(torch.bfloat16), inputs(torch.bfloat16).requires_grad_()
+    kept = output_and_gradients(moe, x)
+    moe.keeps_hidden = False
+    for value, again in zip(kept, output_and_gradients(moe, x)):
+        assert torch.equal(value, again)
+    assert len(calls) == 2
+
+
+def test_rows_that_fill_up_change_nothing(monkeypatch):
+    results = []
+    for multiple in (1, 7, 32):
+        monkeypatch.setattr(experts, "CPU_ROW_MULTIPLE", multiple)
+        moe, x = layer(torch.float64), inputs(torch.float64).requires_grad_()
+        results.append(output_and_gradients(moe, x))
+        slots = experts.assign_slots(torch.tensor([[0, 2], [2, 1], [0, 1]]), n_experts=4)
+        assert slots.slots_per_expert_E.tolist() == [2, 2, 2, 0]
+        assert not (slots.ends_E % multiple).any()
+        assert slots.token_R[slots.row_Nk].tolist() == [[0, 0], [1, 1], [2, 2]]
+    for values in zip(*results):
+        torch.testing.assert_close(values[0], values[1], atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(values[0], values[2], atol=1e-12, rtol=1e-12)
 
 
 def test_an_expert_without_tokens_gets_no_gradient_and_breaks_nothing():
@@ -83,12 +122,6 @@ def test_an_expert_without_tokens_gets_no_gradient_and_breaks_nothing():
     assert routing.slots_per_expert_E[3] == 0 and routing.slots_per_expert_E.sum() == 3 * 11 * 2
     assert not moe.up.weight.grad[3].any() and moe.up.weight.grad[:3].abs().sum((1, 2)).min() > 0
     torch.testing.assert_close(y, token_by_token(moe, x), atol=1e-4, rtol=1e-4)
-
-
-def test_looped_product_serves_sizes_that_grouped_mm_refuses():
-    x, weight = torch.randn(5, 3), torch.randn(2, 7, 3)
-    y = looped_product(x, weight, torch.tensor([2, 3]))
-    torch.testing.assert_close(y, torch.cat([x[:2] @ weight[0].T, x[2:] @ weight[1].T]))
 
 
 def test_losses_have_the_value_of_a_hand_calculation_and_reach_the_router():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from config import PRESETS, ModelConfig, TrainingConfig, UserError
 from models import count_parameters, next_token_loss
-from models import moe as moe_module
+from models import experts as experts_module
 from models import transformer as transformer_module
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training import device as device_module
@@ -54,15 +54,16 @@ def test_optimizers_partition_the_parameters_and_decay_matrices_alone():
     assert [group["weight_decay"] for group in muon.param_groups + adamw.param_groups] == [0.1, 0.1, 0.1, 0.0, 0.0, 0.0]
 
 
-def test_planned_moments_are_those_that_the_optimizers_keep():
+@pytest.mark.parametrize("is_lean", [False, True])
+def test_planned_moments_are_those_that_the_optimizers_keep(is_lean):
     for model in (lively_dense_model(SMALL), lively_moe_model(SMALL)):
-        optimizers = build_optimizers(model, 0.1)
+        optimizers = build_optimizers(model, 0.1, 1.0 if is_lean else None)
         next_token_loss(model, torch.randint(101, (2, 17)))[0].backward()
         for optimizer in optimizers:
             optimizer.step()
         state = read_state(model, optimizers)
         kept = sum(t.nbytes for moments in state.values() for t in moments.values() if t.dim())
-        assert moment_bytes(model.config) == kept
+        assert moment_bytes(model.config, is_lean) == kept
 
 
 def test_history_keeps_every_row_and_a_torn_last_line_is_left_out(tmp_path):
@@ -127,12 +128,12 @@ def test_device_check_catches_attention_that_sees_the_future(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fault", ["no attention", "no experts", "no GELU", "wrong experts", "no positions"])
 def test_device_check_catches_kernels_that_compute_something_else(fault, dtype, monkeypatch):
-    attention, product = F.scaled_dot_product_attention, moe_module.grouped_product
+    attention, linear = F.scaled_dot_product_attention, experts_module.linear
     faulty = {
         "no attention": (F, "scaled_dot_product_attention", lambda q, k, v, is_causal: 0 * attention(q, k, v)),
-        "no experts": (moe_module, "grouped_product", lambda *a: 0 * product(*a)),
+        "no experts": (experts_module, "linear", lambda *a: 0 * linear(*a)),
         "no GELU": (F, "gelu", lambda x: x),
-        "wrong experts": (moe_module, "grouped_product", lambda x, w, n: product(x, w.flip(0), n)),
+        "wrong experts": (experts_module, "linear", lambda x, w, b, run: linear(x, w.flip(0), b, run)),
         "no positions": (transformer_module, "apply_rope", lambda x, cos, sin: 1 * x),
     }[fault]
     right = device_module.logits_and_gradients
@@ -171,12 +172,13 @@ def test_an_old_torch_on_a_mac_is_refused():
         device_module.require_fixed_mps("2.12.1")
 
 
-@pytest.mark.parametrize("kind", ["dense", "moe"])
+@pytest.mark.parametrize("kind, is_lean", [("dense", False), ("moe", False), ("moe", True)])
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
-def test_planned_activations_are_those_that_autograd_keeps(kind, compute_dtype):
+def test_planned_activations_are_those_that_autograd_keeps(kind, is_lean, compute_dtype):
     config = ModelConfig(vocab_size=16, d_model=128, n_layers=4, n_heads=4, context_length=64)
     model = (lively_dense_model if kind == "dense" else lively_moe_model)(config)
     model.compute_dtype = compute_dtype
+    model.keep_hidden(not is_lean)
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
@@ -189,28 +191,34 @@ def test_planned_activations_are_those_that_autograd_keeps(kind, compute_dtype):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss, _ = next_token_loss(model, torch.randint(16, (8, 65)))
     measured = sum(size for _, size in kept.values())
-    if compute_dtype:
-        measured -= 2 * sum(p.numel() for name, p in model.named_parameters() if p.ndim > 1)  # the rounded weights
     head = 16 * 4 * (3 * 128 + 128)
-    planned = activation_bytes(model.config, 8, CPU, compute_dtype) - head
+    planned = activation_bytes(model.config, 8 * 64, CPU, compute_dtype, is_lean) - head
     assert planned == pytest.approx(measured, rel=0.12)
 
 
 def test_plan_of_the_card_and_its_way_out(monkeypatch):
     monkeypatch.setattr(plan_module, "available_bytes", lambda device: 24e9)
-    plan = make_plan(TrainingConfig(), 50_257, CPU, None)
+    card = dataclasses.replace(TrainingConfig(), memory="full")
+    plan = make_plan(card, 50_257, CPU, None)
     table = plan.table()
     for text in ("832 × 7 × 8", "100.04 M", "371.64 M", "138.88 M", "1664 × 11 × 16", "2155.79 M", "693.26 M"):
         assert text in table
-    assert "Phase 3 will not fit. --scale-factor 1.5 --extra-layers 2 needs" in plan.advice
+    assert "Phase 3 will not fit. --memory lean needs" in plan.advice
     with pytest.raises(UserError, match="will not fit.*--ignore-memory-plan"):
         require_memory(plan, ignore=False)
     require_memory(plan, ignore=True)
+    auto = make_plan(TrainingConfig(), 50_257, CPU, torch.bfloat16)
+    assert auto.is_lean and not auto.advice and auto.peak < 18.2e9
+    monkeypatch.setattr(plan_module, "available_bytes", lambda device: 14e9)
+    advice = make_plan(TrainingConfig(), 50_257, CPU, torch.bfloat16).advice
+    assert "Phase 3 will not fit. --memory lean --scale-factor 1.5 --extra-layers 2 needs" in advice
+    monkeypatch.setattr(plan_module, "available_bytes", lambda device: 64e9)
+    assert not make_plan(TrainingConfig(), 50_257, CPU, None).is_lean
     assert make_plan(PRESETS["tiny"], 4_097, CPU, None).advice == ""
 
 
 def test_a_batch_too_large_is_halved_first(monkeypatch):
-    config = dataclasses.replace(PRESETS["tiny"], batch_size=64)
+    config = dataclasses.replace(PRESETS["tiny"], batch_size=64, memory="lean")
     need = max(m.peak for m in make_plan(config, 4_097, CPU, None).memory)
     monkeypatch.setattr(plan_module, "available_bytes", lambda device: 0.8 * need)
     assert "--batch-size 32 needs" in make_plan(config, 4_097, CPU, None).advice

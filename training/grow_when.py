@@ -18,9 +18,9 @@ from config import LONGEST_PHASE
 from models import Transformer
 from training.evaluate import heldout_loss
 from training.flops import step_flops
-from training.optimizer import build_optimizers, write_state
+from training.optimizer import write_state
 from training.run import Run
-from training.step import backward, update
+from training.step import prepare_training, train_step
 from transfer.optimizer_growth import State, grow_optimizer_state
 
 # A phase lasts between half and four times its steps, with a trial after each 1.5-fold of them.
@@ -78,12 +78,12 @@ def try_growth(run: Run, model: Transformer, state: State, rate: float, grow: Gr
     flops = n_steps * grown_flops
 
     def train(contender: Transformer, moments: State) -> float:
-        optimizers = build_optimizers(contender, config.weight_decay)
+        optimizers = prepare_training(contender, config, run.compute_dtype, run.plan.is_lean)
         write_state(contender, optimizers, moments)
         step_cost = step_flops(contender.config, config.batch_size)
         for step in range(round(flops / step_cost)):
-            backward(contender, run.data.train_batch(run.steps_done + step).to(run.device), config)
-            update(optimizers, rate)
+            tokens_BT = run.data.train_batch(run.steps_done + step).to(run.device)
+            train_step(contender, optimizers, tokens_BT, rate, config)
             run.flops_done += step_cost
         return heldout_loss(contender, run.heldout)
 

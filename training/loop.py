@@ -9,14 +9,14 @@ from tqdm import tqdm
 from config import TrainingConfig
 from models import Transformer, save_model
 from training.grow_when import Grow, trial_steps, try_growth
-from training.optimizer import build_optimizers, read_state, write_state
+from training.optimizer import read_state, write_state
 from training.records import StepRows, record_evaluation, record_liveness, record_trial, tell_story
 from training.report import phase_header
 from training.run import Run
 from training.run_state import RunState
 from training.schedule import learning_rate
 from training.snapshots import save_after_phase, save_if_due
-from training.step import backward, update
+from training.step import prepare_training, train_step
 from transfer.liveness import GradientCoverage
 from transfer.optimizer_growth import State
 
@@ -59,24 +59,22 @@ def train_steps(
     steps = trials[-1] if trials else config.steps(phase)
     print(phase_header(phase, steps, config.learning_rate(phase), run.device, run.plan.counts[phase - 1], model.config))
     run.saver.wait()  # what it may still be writing is the phase before, whose memory this one needs
-    optimizers = build_optimizers(model, config.weight_decay)
-    write_state(model, optimizers, state or {})
-    rate_at = phase_rates(config, phase, steps)
-    first = saved.step if saved else 0
-    rows = StepRows(run, phase, saved.rows, saved.phase_seconds) if saved else StepRows(run, phase)
+    # Before the optimizers, which with lean memory free the gradients that it looks at.
     watches = phase > 1 and (saved is None or saved.coverage is not None)
     coverage = GradientCoverage(model, run.plan.models[phase - 2]) if watches else None
     if coverage and saved:
         coverage.go_on_from(saved.coverage)
+    optimizers = prepare_training(model, config, run.compute_dtype, run.plan.is_lean)
+    write_state(model, optimizers, state or {})
+    rate_at = phase_rates(config, phase, steps)
+    first = saved.step if saved else 0
+    rows = StepRows(run, phase, saved.rows, saved.phase_seconds) if saved else StepRows(run, phase)
 
     step = first - 1
     with tqdm(total=steps, initial=first, desc=f"phase {phase}", unit="step", disable=None, leave=False) as bar:
         for step in range(first, steps):
             tokens_BT = data.train_batch(run.steps_done).to(run.device)
-            loss, routings, grad_norm = backward(model, tokens_BT, config)
-            if coverage:
-                coverage.update()
-            update(optimizers, rate_at(step))
+            loss, routings, grad_norm = train_step(model, optimizers, tokens_BT, rate_at(step), config)
             run.count_step(model.config)
 
             is_last = step == steps - 1
@@ -85,9 +83,12 @@ def train_steps(
                 rows.write(routings)
             if (step + 1) % config.eval_every == 0 and not is_last:
                 record_evaluation(run, phase, step, model)
-            if coverage and step + 1 == min(LIVENESS_STEPS, steps):
-                record_liveness(run, phase, model, step + 1, coverage)
-                coverage = None
+            if coverage:
+                coverage.steps += 1
+                if coverage.steps == LIVENESS_STEPS:
+                    record_liveness(run, phase, model, step + 1, coverage)
+                    coverage.close()
+                    coverage = None
             bar.update()
             if step + 1 in trials and not is_last:
                 trial = try_growth(run, model, read_state(model, optimizers), rate_at(step), grow)
@@ -99,8 +100,9 @@ def train_steps(
 
     if rows.rows:
         rows.write(routings)
-    if coverage and step >= 0:
+    if coverage and coverage.steps:
         record_liveness(run, phase, model, step + 1, coverage)
+        coverage.close()
     run.losses[f"phase{phase}_final"] = record_evaluation(run, phase, step, model)
     tell_story(run, phase, model)
     checksum = save_model(model, run.model_path(phase))

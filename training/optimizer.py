@@ -19,10 +19,16 @@ REST_SHARE = 0.25
 ROUTER_SHARE = 0.05
 
 
-def build_optimizers(model: Transformer, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Optimizers that share out the parameters between them; weight decay for Muon's matrices alone.
+def build_optimizers(
+    model: Transformer, weight_decay: float, lean_clip: float | None = None
+) -> list[torch.optim.Optimizer]:
+    """Muon and AdamW, which share out the parameters between them; weight decay for Muon's matrices alone.
 
     The learning rate is set before each step, from the schedule.
+
+    Args:
+        lean_clip: a number trains with little memory: momentum in bf16, matrices moved and their gradients
+            clipped in the backward pass (see `Muon.move_in_backward`).
     """
     fused, matrices, stacks, embedding, routers, rest = [], [], [], [], [], []
     for name, parameter in model.named_parameters():
@@ -45,7 +51,10 @@ def build_optimizers(model: Transformer, weight_decay: float) -> list[torch.opti
         ],
         weight_decay,
         model.compute_dtype or model.embedding.weight.dtype,
+        None if lean_clip is None else torch.bfloat16,
     )
+    if lean_clip is not None:
+        muon.move_in_backward(lean_clip)
     adamw = torch.optim.AdamW(
         [
             {"params": embedding, "share": EMBEDDING_SHARE},
@@ -67,11 +76,12 @@ def is_matrix(name: str) -> bool:
     return name.endswith(("qkv.weight", "out.weight", "up.weight", "down.weight"))
 
 
-def moment_bytes(config: ModelConfig) -> int:
-    """Bytes of the optimizers' state in fp32: one moment of a matrix, two of everything else."""
+def moment_bytes(config: ModelConfig, is_lean: bool) -> int:
+    """Bytes of the optimizers' state: one moment of a matrix, fp32 or bf16, two in fp32 of everything else."""
     with torch.device("meta"):
         parameters = Transformer(config).named_parameters()
-    return sum(4 * parameter.numel() * (1 if is_matrix(name) else 2) for name, parameter in parameters)
+    matrix = 2 if is_lean else 4
+    return sum(parameter.numel() * (matrix if is_matrix(name) else 8) for name, parameter in parameters)
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: float) -> None:
@@ -94,3 +104,6 @@ def write_state(model: Transformer, optimizers: list[torch.optim.Optimizer], sta
         if state.get(name):
             owner = next(o for o in optimizers if any(parameter is p for g in o.param_groups for p in g["params"]))
             owner.state[parameter] = dict(state[name])
+            if isinstance(owner, Muon):
+                momentum = state[name]["momentum_buffer"]
+                owner.state[parameter]["momentum_buffer"] = momentum.to(owner.momentum_dtype or parameter.dtype)

@@ -1,8 +1,8 @@
 """What a run will need, before it starts: geometry, parameters and memory of each phase.
 
-Bytes per parameter in fp32: 4 weight, 4 gradient, 4 or 8 moments (Muon, AdamW); for its first steps
-one per new parameter, which the liveness report watches (counted with the gradients). Gradients appear in the
-backward pass as activations go, so the peak holds the larger of the two.
+Bytes per parameter in fp32, full memory: 4 weight, 4 gradient, 4 or 8 moments (Muon, AdamW). Gradients appear
+in the backward pass as activations go, so the peak holds the larger of the two. Lean memory: 4 weight,
+2 or 8 moments, and the gradients of one layer beside the activations.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ OUT_OF_MEMORY_ADVICE = (
     "--plan shows what each phase needs (trials of --grow-when auto need more); the models of finished phases are safe"
 )
 PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
-# In bf16 on a CPU, oneDNN keeps up to 1,024 compiled products, one for each number of rows that an
-# expert happened to get: measured 1.5 GB at width 208 and 2.3 GB at 416.
-ONEDNN_BYTES = 2 * GB
 
 
 @dataclass(frozen=True)
@@ -40,44 +37,63 @@ class PhaseMemory:
     activations: float
     process: float
     trial: float = 0.0  # the next phase beside this one, with `grow_when = "auto"`
+    is_lean: bool = False
 
     @property
     def peak(self) -> float:
-        own = max(self.gradients, self.activations)
+        both = (self.gradients, self.activations)
+        own = sum(both) if self.is_lean else max(both)
         return self.weights + self.optimizer + max(own, self.trial) + self.process
 
 
 def phase_memory(
-    model: ModelConfig, batch_size: int, device: torch.device, compute_dtype: torch.dtype | None
+    model: ModelConfig, tokens: int, device: torch.device, compute_dtype: torch.dtype | None, is_lean: bool
 ) -> PhaseMemory:
-    """The memory of training one phase; see `activation_bytes` for its largest uncertainty."""
+    """The memory of training one phase, `tokens` of a batch (or of each of its parts) at once."""
     n_params = count_parameters(model).total
     return PhaseMemory(
         weights=4 * n_params,
-        optimizer=moment_bytes(model),
-        gradients=4 * n_params,
-        activations=activation_bytes(model, batch_size, device, compute_dtype) + (2 * n_params if compute_dtype else 0),
-        process=PROCESS_BYTES + (ONEDNN_BYTES if device.type == "cpu" and compute_dtype and model.is_moe else 0),
+        optimizer=moment_bytes(model, is_lean),
+        gradients=lean_gradient_bytes(model) if is_lean else 4 * n_params,
+        activations=activation_bytes(model, tokens, device, compute_dtype, is_lean),
+        process=PROCESS_BYTES,
+        is_lean=is_lean,
     )
 
 
 def activation_bytes(
-    model: ModelConfig, batch_size: int, device: torch.device, compute_dtype: torch.dtype | None
+    model: ModelConfig, tokens: int, device: torch.device, compute_dtype: torch.dtype | None, is_lean: bool
 ) -> float:
     """What the backward pass needs of the forward pass, in bytes.
 
     Per token and layer, in multiples of d_model: two residuals in fp32; in the compute dtype the
     norm's output, q|k|v, turned q and k, attention's output twice, the second norm's output, and of
-    the MLP 4 before and 4 after GELU; of an MoE that and its input and output, top_k times.
+    the MLP 4 before and 4 after GELU; of an MoE those and its output, top_k times, or with lean memory
+    its output alone. In a lower precision the rounded matrices of attention and of a dense MLP as well, and
+    the router's input in fp32.
     """
-    tokens = batch_size * model.context_length
     size = compute_dtype.itemsize if compute_dtype else 4
-    mlp = 10 * model.top_k if model.is_moe else 8
+    mlp = 8
+    if model.is_moe:
+        mlp = model.top_k if is_lean else 9 * model.top_k
     per_layer = tokens * model.d_model * (2 * 4 + (9 + mlp) * size)
-    # Logits, their log-softmax and its gradient; the gradient of the tied embedding.
-    chunk = min(tokens, tokens_per_chunk(device, model.d_model))
-    head = (3 * 4 * chunk + 4 * model.d_model) * model.vocab_size
+    if compute_dtype:
+        per_layer += size * (4 if model.is_moe else 12) * model.d_model**2
+        per_layer += 4 * tokens * model.d_model if model.is_moe else 0
+    # Logits and their softmax; the tied embedding rounded, and its gradient, in the compute dtype and in fp32.
+    chunk = min(tokens, tokens_per_chunk(device))
+    head = (2 * size * (chunk + model.d_model) + 4 * model.d_model) * model.vocab_size
     return model.n_layers * per_layer + head
+
+
+def lean_gradient_bytes(model: ModelConfig) -> float:
+    """Gradients that exist at once with lean memory, in bytes.
+
+    Those of one layer's two largest matrices in fp32, what Muon makes of one of them, and those of
+    what AdamW moves, most of it the embedding.
+    """
+    matrix = 4 * model.d_model * model.d_hidden * max(model.n_experts, 1)
+    return 3 * matrix + 4 * model.vocab_size * model.d_model
 
 
 def available_bytes(device: torch.device) -> float:
@@ -107,6 +123,7 @@ class Plan:
     compute_dtype: torch.dtype | None
     available: float
     advice: str  # empty where everything fits
+    is_lean: bool
 
     @property
     def peak(self) -> float:
@@ -122,21 +139,24 @@ class Plan:
             cells = [f"{n / 1e6:.2f} M" for n in (count.total, count.active)] + [f"{n / GB:.2f} GB" for n in sizes]
             lines.append(f"{name:<13}{shape:<23}" + "".join(f"{cell:>12}" for cell in cells))
         lines.append(
-            f"Vocabulary {self.models[0].vocab_size:,}, precision {'bf16' if self.compute_dtype else 'fp32'}. "
+            f"Vocabulary {self.models[0].vocab_size:,}, precision {'bf16' if self.compute_dtype else 'fp32'}, "
+            f"memory {'lean' if self.is_lean else 'full'}. "
             f"Needed at the peak: {self.peak / GB:.1f} GB; this device has {self.available / GB:.1f} GB free"
         )
         return "\n".join(lines + ([self.advice] if self.advice else []))
 
 
 def memory_of_phases(
-    config: TrainingConfig, vocab_size: int, device: torch.device, compute_dtype: torch.dtype | None
+    config: TrainingConfig, vocab_size: int, device: torch.device, compute_dtype: torch.dtype | None, is_lean: bool
 ) -> tuple[PhaseMemory, ...]:
     """The memory of all three phases, what growth adds included."""
     models = config.phase_geometries(vocab_size)
-    memory = [phase_memory(model, config.batch_size, device, compute_dtype) for model in models]
+    tokens = -(-config.batch_size // config.accumulate) * config.context_length
+    memory = [phase_memory(model, tokens, device, compute_dtype, is_lean) for model in models]
     counts = [count_parameters(model).total for model in models]
     for phase in (1, 2):
-        watched = counts[phase] - counts[phase - 1]
+        # For its first steps the liveness report watches each new parameter with a bit.
+        watched = (counts[phase] - counts[phase - 1]) / 8
         memory[phase] = dataclasses.replace(memory[phase], gradients=memory[phase].gradients + watched)
     if config.grow_when == "auto":
         for phase in (0, 1):
@@ -145,33 +165,51 @@ def memory_of_phases(
     return tuple(memory)
 
 
+def choose_memory(
+    config: TrainingConfig, vocab_size: int, device: torch.device, compute_dtype: torch.dtype | None, available: float
+) -> tuple[PhaseMemory, ...]:
+    """The memory of all three phases in the mode that the config names; for "auto" lean only where full does not fit."""
+    modes = {"full": [False], "lean": [True], "auto": [False, True]}[config.memory]
+    if config.accumulate > 1:
+        modes = [False]  # lean memory has nowhere to add up gradients
+    for is_lean in modes:
+        memory = memory_of_phases(config, vocab_size, device, compute_dtype, is_lean)
+        if max(phase.peak for phase in memory) <= available:
+            break
+    return memory
+
+
 def make_plan(config: TrainingConfig, vocab_size: int, device: torch.device, compute_dtype: torch.dtype | None) -> Plan:
     """Predicts a run's memory, and says what to change where it will not fit."""
     models = config.phase_geometries(vocab_size)
     counts = tuple(count_parameters(model) for model in models)
-    memory = memory_of_phases(config, vocab_size, device, compute_dtype)
     available = available_bytes(device)
+    memory = choose_memory(config, vocab_size, device, compute_dtype, available)
     advice = ""
     too_large = [number for number, m in enumerate(memory, 1) if m.peak > available]
     if too_large:
         advice = f"Phase {too_large[0]} will not fit. {way_out(config, vocab_size, available, device, compute_dtype)}"
-    return Plan(models, counts, memory, compute_dtype, available, advice)
+    return Plan(models, counts, memory, compute_dtype, available, advice, memory[0].is_lean)
 
 
 def way_out(
     config: TrainingConfig, vocab_size: int, available: float, device: torch.device, compute_dtype: torch.dtype | None
 ) -> str:
     """The first of the card's ways out of an out-of-memory that fits, with its number."""
-    batches = {"batch_size": max(1, config.batch_size // 2)}
+    lean = {} if config.memory == "lean" else {"memory": "lean", "accumulate": 1}
+    batches = {"batch_size": max(1, config.batch_size // 2), "accumulate": 1}
     smaller = {"scale_factor": 1.5, "extra_layers": 2}
-    for change in (batches, smaller, {**batches, **smaller}, {**batches, "scale_factor": 1.0, "extra_layers": 1}):
+    ways = (batches, smaller, {**batches, **smaller}, {**batches, "scale_factor": 1.0, "extra_layers": 1})
+    for way in (lean, *({**lean, **way} for way in ways)):
+        change = {name: value for name, value in way.items() if value != getattr(config, name)}
         try:
-            memory = memory_of_phases(dataclasses.replace(config, **change), vocab_size, device, compute_dtype)
+            changed = dataclasses.replace(config, **change)
+            memory = choose_memory(changed, vocab_size, device, compute_dtype, available)
         except UserError:  # 1.5 gives no whole number of heads here
             continue
         need = max(phase.peak for phase in memory)
-        if need <= available:
-            flags = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in change.items())
+        if change and need <= available:
+            flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in change.items())
             return f"{flags} needs {need / GB:.1f} GB and fits"
     return "Neither a smaller batch nor less growth fits: lower --d-model or --n-layers, or take --preset tiny"
 

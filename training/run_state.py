@@ -34,11 +34,10 @@ class RunState:
     coverage: of `GradientCoverage`, while it watches.
     history_bytes, history_crc: how far the history had come.
     seconds, phase_seconds: how long the run and the phase have taken.
-    config, precision, data, facts: what must be the same, or may be only knowingly different.
+    config, data, facts: what must be the same, or may be only knowingly different.
     """
 
     config: dict
-    precision: str
     data: dict
     facts: dict
     phase: int = 1

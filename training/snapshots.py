@@ -63,7 +63,6 @@ def state_of(run: Run, phase: int, step: int) -> RunState:
     run.history.sync()
     return RunState(
         config=dataclasses.asdict(run.config),
-        precision=run.facts["precision"],
         data=run.stories,
         facts=run.facts,
         phase=phase,

@@ -50,20 +50,17 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
             require_history(folder / HISTORY_NAME, saved.history_bytes, saved.history_crc)
         changes = changed_settings(saved, config) if saved else {}
         earlier_run = [] if saved else find_earlier_run(folder, config)
-        # Timed anew, "auto" might choose the other one.
-        keeps_precision = saved and "precision" not in changes
-        compute_dtype = choose_precision(
-            device, dataclasses.replace(config, precision=saved.precision) if keeps_precision else config
-        )
+        chosen = decided_before(saved, config, changes) if saved else config
+        compute_dtype = choose_precision(device, chosen)
         data = load_data(config)
         stories = fingerprint(data)
         if saved:
             require_same_stories(saved.data, stories)
         heldout = data.heldout_batches()
-        plan = make_plan(config, data.tokenizer.n_vocab, device, compute_dtype)
+        plan = make_plan(chosen, data.tokenizer.n_vocab, device, compute_dtype)
         print(plan.table())
         require_memory(plan, config.ignore_memory_plan)
-        new = beginning(config, plan, stories, facts(device, compute_dtype))
+        new = beginning(config, plan, stories, facts(device, plan))
         at = saved or new
         path = folder / MODEL_NAMES[at.phase]
         model = entry_model(at, path, plan.models[at.phase - 1], config.seed).to(device)
@@ -92,12 +89,18 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
             run.saver.wait()
 
 
+def decided_before(saved: RunState, config: TrainingConfig, changes: dict) -> TrainingConfig:
+    """With what "auto" had been decided to be: timed, or measured, anew it might be something else."""
+    kept = {name: saved.facts[name] for name in ("precision", "memory") if name not in changes}
+    return dataclasses.replace(config, **kept)
+
+
 def beginning(config: TrainingConfig, plan: Plan, stories: dict, facts: dict) -> RunState:
     """Where a run that is not resumed begins: before its first step, or where `start_phase` says.
 
     With a `start_phase` the phases before it count as done, so that training does not read their stories again.
     """
-    state = RunState(dataclasses.asdict(config), facts["precision"], stories, facts)
+    state = RunState(dataclasses.asdict(config), stories, facts)
     for phase in range(1, config.start_phase):
         state.phase, state.is_complete = phase, True
         state.steps_done += config.steps(phase)
@@ -129,7 +132,7 @@ def record_start(run: Run, new: RunState, changes: dict[str, list]) -> None:
         run.history.write("resumed", phase=at.phase, step=at.step, changes=changes)
 
 
-def facts(device: torch.device, compute_dtype: torch.dtype | None) -> dict:
+def facts(device: torch.device, plan: Plan) -> dict:
     """What besides config and data can make two runs differ."""
     return {
         "torch": str(torch.__version__),
@@ -139,7 +142,8 @@ def facts(device: torch.device, compute_dtype: torch.dtype | None) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
-        "precision": "bf16" if compute_dtype else "fp32",
+        "precision": "bf16" if plan.compute_dtype else "fp32",
+        "memory": "lean" if plan.is_lean else "full",
     }
 
 

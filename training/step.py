@@ -1,26 +1,68 @@
-"""One step of training."""
+"""One step of training, and what has to be set before the first."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from config import TrainingConfig
 from models import Routing, Transformer, next_token_loss, router_loss
-from training.optimizer import set_learning_rate
+from training.optimizer import build_optimizers, set_learning_rate
 
 
-def backward(model: Transformer, tokens_BT: Tensor, config: TrainingConfig) -> tuple[Tensor, list[Routing], Tensor]:
-    """Gradients of one batch, clipped: the language-model loss, the routing, and the norm before clipping."""
-    loss, routings = next_token_loss(model, tokens_BT)
-    (loss + router_loss(routings, config.balance_weight, config.z_weight)).backward()
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-    return loss, routings, grad_norm
+def prepare_training(
+    model: Transformer, config: TrainingConfig, compute_dtype: torch.dtype | None, is_lean: bool
+) -> list[torch.optim.Optimizer]:
+    """Sets how the model computes, and returns its optimizers.
+
+    Lean memory keeps no hidden units of experts, no gradients of matrices and momentum in bf16.
+    """
+    model.compute_dtype = compute_dtype
+    model.keep_hidden(not is_lean)
+    return build_optimizers(model, config.weight_decay, config.grad_clip if is_lean else None)
 
 
-def update(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
-    """Moves the parameters and frees their gradients."""
+def train_step(
+    model: Transformer,
+    optimizers: list[torch.optim.Optimizer],
+    tokens_BT: Tensor,
+    rate: float,
+    config: TrainingConfig,
+) -> tuple[Tensor, list[Routing], Tensor]:
+    """Moves the model by one batch, in `config.accumulate` parts whose gradients add up.
+
+    Returns:
+        The language-model loss in nats a token, the routing of every layer, and the norm of the gradient
+        before clipping: tensors on the device, which nobody has waited for.
+    """
+    muon, adamw = optimizers
     set_learning_rate(optimizers, rate)
+    losses, routings = [], []
+    parts = tokens_BT.chunk(config.accumulate)
+    for part_BT in parts:
+        loss, routing = next_token_loss(model, part_BT)
+        total = loss + router_loss(routing, config.balance_weight, config.z_weight)
+        (total * (len(part_BT) / len(tokens_BT))).backward()
+        losses.append(loss.detach() * (len(part_BT) / len(tokens_BT)))
+        routings.append(routing)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    grad_norm = get_total_norm(gradients + muon.norms_in_backward)
+    clip_grads_with_norm_(model.parameters(), config.grad_clip, grad_norm)
+    muon.end_step(grad_norm)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    return torch.stack(losses).sum(), merged(routings), grad_norm
+
+
+def merged(parts: list[list[Routing]]) -> list[Routing]:
+    """The routing of each layer over all parts of a batch."""
+    return [
+        Routing(
+            torch.stack([routing.slots_per_expert_E for routing in layer]).sum(0),
+            torch.stack([routing.load_balancing_loss.detach() for routing in layer]).mean(),
+            torch.stack([routing.z_loss.detach() for routing in layer]).mean(),
+        )
+        for layer in zip(*parts)
+    ]

@@ -28,20 +28,27 @@ def out_of_memory_advice(run: Run | None) -> str:
     """The card's two ways out with what they need by this run's plan, and how to take them from the saved state."""
     if run is None:
         return OUT_OF_MEMORY_ADVICE
-    config, vocab_size = run.config, run.plan.models[0].vocab_size
+    config, plan = run.config, run.plan
 
     def need(**changes) -> float:
-        changed = dataclasses.replace(config, **changes)
-        return max(memory.peak for memory in memory_of_phases(changed, vocab_size, run.device, run.compute_dtype)) / GB
+        changed, vocab_size = dataclasses.replace(config, **changes), plan.models[0].vocab_size
+        is_lean = plan.is_lean or changed.memory == "lean"
+        phases = memory_of_phases(changed, vocab_size, run.device, plan.compute_dtype, is_lean)
+        return max(phase.peak for phase in phases) / GB
 
+    changes = [
+        {"memory": "lean", "accumulate": 1},
+        {"batch_size": max(1, config.batch_size // 2), "accumulate": 1},
+        {"scale_factor": 1.5, "extra_layers": 2},
+    ]
     ways = []
-    for change in ({"batch_size": max(1, config.batch_size // 2)}, {"scale_factor": 1.5, "extra_layers": 2}):
-        flags = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in change.items())
+    for change in changes[plan.is_lean :]:
+        flags = [f"--{name.replace('_', '-')} {value}" for name, value in change.items() if value != getattr(config, name)]
         try:
-            ways.append(f"{flags} (needs {need(**change):.3g} GB)")
+            ways.append(f"{' '.join(flags)} needs {need(**change):.3g} GB")
         except UserError:  # 1.5 gives no whole number of heads here
             continue
     return (
-        f"out of memory. This run plans for {need():.3g} GB at its peak; {' or '.join(ways)} takes less. "
-        f"What was saved is safe: {resume_command(config)}, with either"
+        f"out of memory. This run plans for {need():.3g} GB at its peak; {', '.join(ways)}. "
+        f"What was saved is safe: {resume_command(config)}, with one of these"
     )

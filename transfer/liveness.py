@@ -10,9 +10,8 @@ experts         how evenly the routers use them
 
     coverage = GradientCoverage(model, old_config)
     for tokens_BT in batches:
-        …  # forward and backward
-        coverage.update()
-        …  # optimizer.step(), zero_grad()
+        …  # one step of training
+        coverage.steps += 1
     print("\\n".join(liveness_report(model, old_config, tokens_BT, coverage).summary()))
 """
 
@@ -22,14 +21,17 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from config import ModelConfig
 from models import Routing, Transformer
 from transfer.growth_maps import AxisMap, GrowthMaps
 
+BITS = tuple(1 << i for i in range(8))
 # By the first of these that a parameter's name contains.
 MODULES = ("norm", "router", "attention", "mlp", "embedding")
 
@@ -153,62 +155,94 @@ class GradientCoverage:
     nothing but rounding counts, and so do the equal gradients of locked clones. This finds what is
     cut off; the cosines find what moves without parting.
 
-    It holds one byte per new parameter, on the parameter's device.
+    It looks at each gradient when the backward pass completes it, before hooks that are registered later
+    (and may free it), and holds one bit per new parameter, on the parameter's device.
     """
 
     def __init__(self, model: Transformer, old_config: ModelConfig):
         """Raises UserError where `model` is no growth of `old_config`."""
-        self.steps = 0
-        self._watched: list[tuple[str, Tensor, tuple[slice, ...], Tensor]] = []
+        self.steps = 0  # counted by whoever trains
+        self._watched: dict[str, list[Watched]] = {}
         maps = maps_between(old_config, model.config)
         with torch.device("meta"):
             old_parameters = dict(Transformer(old_config).named_parameters())
+        self._hooks = []
         for name, parameter in model.named_parameters():
             old = old_parameters.get(maps.old_name(name))
             # A dense matrix is expert 0 of the stack that it became.
             corner = (0,) if old is None else (1,) * (parameter.ndim - old.ndim) + tuple(old.shape)
-            for part in outside_corner(parameter.shape, corner):
-                seen = torch.zeros_like(parameter[part], dtype=torch.bool)
-                if seen.numel():
-                    self._watched.append((name, parameter, part, seen))
+            parts = [Watched.of(parameter, part) for part in outside_corner(parameter.shape, corner)]
+            self._watched[name] = [part for part in parts if part.n_parameters]
+            if self._watched[name] and parameter.requires_grad:
+                look = partial(self.look, name)
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(look))
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Takes note of one step; call it after `backward` and before `zero_grad`."""
-        for _, parameter, part, seen in self._watched:
-            if parameter.grad is not None:
-                seen |= parameter.grad[part] != 0
-        self.steps += 1
+    def look(self, name: str, parameter: Tensor) -> None:
+        """Takes note of the parameter's gradient."""
+        for part in self._watched[name]:
+            part.seen_bits |= packed(parameter.grad[part.where] != 0)
+
+    def close(self) -> None:
+        """Looks no more."""
+        for hook in self._hooks:
+            hook.remove()
 
     def state(self) -> dict:
-        """What has been seen so far: `steps`, and bool tensors as they are held."""
-        return {"steps": self.steps, "seen": [seen for *_, seen in self._watched]}
+        """What has been seen so far: `steps`, and each part's `seen_bits`."""
+        return {"steps": self.steps, "seen": [part.seen_bits for parts in self._watched.values() for part in parts]}
 
     def go_on_from(self, state: dict) -> None:
         """Takes over the `state` of a coverage of the same two geometries."""
         self.steps = state["steps"]
-        for (*_, seen), earlier in zip(self._watched, state["seen"], strict=True):
-            seen.copy_(earlier)
+        parts = [part for parts in self._watched.values() for part in parts]
+        for part, seen_bits in zip(parts, state["seen"], strict=True):
+            part.seen_bits.copy_(seen_bits)
 
     @property
     def new_parameters(self) -> int:
-        return sum(seen.numel() for *_, seen in self._watched)
+        return sum(part.n_parameters for parts in self._watched.values() for part in parts)
 
     def never_touched_share(self) -> float:
         """0 to 1, of all new parameters; 0 where there are none."""
-        untouched = sum(seen.numel() - seen.count_nonzero().item() for *_, seen in self._watched)
+        untouched = sum(part.n_untouched for parts in self._watched.values() for part in parts)
         return untouched / max(self.new_parameters, 1)
 
     def never_touched_by_module(self) -> dict[str, float]:
         """The share within each of `MODULES` that has new parameters."""
-        seen_by_module = {module: [] for module in MODULES}
-        for name, *_, seen in self._watched:
-            seen_by_module[next(module for module in MODULES if module in name)].append(seen)
+        by_module = {module: [] for module in MODULES}
+        for name, parts in self._watched.items():
+            by_module[next(module for module in MODULES if module in name)] += parts
         return {
-            module: 1 - sum(seen.count_nonzero().item() for seen in parts) / sum(seen.numel() for seen in parts)
-            for module, parts in seen_by_module.items()
+            module: sum(part.n_untouched for part in parts) / sum(part.n_parameters for part in parts)
+            for module, parts in by_module.items()
             if parts
         }
+
+
+@dataclass
+class Watched:
+    """A part of a parameter, and a bit for each of its elements, in bytes of eight, set once it has had a gradient."""
+
+    where: tuple[slice, ...]
+    n_parameters: int
+    seen_bits: Tensor  # uint8
+
+    @classmethod
+    def of(cls, parameter: Tensor, where: tuple[slice, ...]) -> Watched:
+        n_parameters = parameter[where].numel()
+        bits = torch.zeros(math.ceil(n_parameters / 8), dtype=torch.uint8, device=parameter.device)
+        return cls(where, n_parameters, bits)
+
+    @property
+    def n_untouched(self) -> int:
+        return self.n_parameters - sum((self.seen_bits & bit).count_nonzero().item() for bit in BITS)
+
+
+def packed(flags: Tensor) -> Tensor:
+    """Eight booleans a byte, uint8 (⌈n / 8⌉,)."""
+    flags = F.pad(flags.flatten().to(torch.uint8), (0, -flags.numel() % 8)).view(-1, 8)
+    return (flags * torch.tensor(BITS, dtype=torch.uint8, device=flags.device)).sum(-1, dtype=torch.uint8)
 
 
 def outside_corner(shape: torch.Size, corner: tuple[int, ...]) -> list[tuple[slice, ...]]:

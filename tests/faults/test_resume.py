@@ -194,7 +194,7 @@ def test_saving_takes_no_more_than_its_share(minutes, step_seconds, save_seconds
         clock.now += save_seconds
 
     monkeypatch.setattr(saver, "write_run_state", write)
-    state = RunState({}, "fp32", {}, {}, weights={"w": torch.zeros(10)})
+    state = RunState({}, {}, {}, weights={"w": torch.zeros(10)})
     saving, saves = Saver(tmp_path, minutes), []
     while clock.now < 5000:
         clock.now += step_seconds

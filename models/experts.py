@@ -1,0 +1,193 @@
+"""The experts of an MoE layer: each token through its own, summed with its gates.
+
+    y = Σₖ gateₖ · (gelu(x W_upᵀ + b_up) W_downᵀ + b_down)      weights of the token's k-th expert
+
+Rows are sorted by expert. Where `grouped_mm` has a kernel that pays, one call multiplies all
+experts' rows; elsewhere one expert follows another, which on a CPU leaves its hidden units in the
+cache between two products.
+
+It is an autograd function of its own because autograd would keep the gathered rows, both sides of
+GELU and the experts' outputs twice, 11 d_model a row, where the outputs, d_model, are enough. They serve
+the gradient of the gates: the softmax that made those asks for gate · dgate = ⟨gate · dy, y⟩.
+
+Shape letters: N tokens, k experts of a token, R rows (N × k, on a CPU a few more), E experts,
+D d_model, F hidden units, I in, O out. Stacked weights are (E, out, in).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# oneDNN compiles a bf16 product for each number of rows that it meets, which takes as long as the
+# product itself and keeps memory. Rows of token 0 with gate 0 round each expert's share up to this.
+CPU_ROW_MULTIPLE = 32
+
+
+class Slots(NamedTuple):
+    """Which rows belong to which token, and which to which expert."""
+
+    token_R: Tensor  # int64; 0 for rows that only fill
+    row_Nk: Tensor  # int64, the row of a token's k-th expert
+    slots_per_expert_E: Tensor  # int64, without the rows that only fill
+    ends_E: Tensor  # int64, one past each expert's last row
+
+
+def assign_slots(expert_Nk: Tensor, n_experts: int) -> Slots:
+    """Sorts the tokens' choices by expert; `expert_Nk` is int64 (N, k), a token's experts all different."""
+    expert_S, order_S = expert_Nk.flatten().sort(stable=True)
+    experts_E = torch.arange(n_experts, device=expert_S.device)
+    ends_E = torch.searchsorted(expert_S, experts_E, right=True)
+    slots_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+    token_S = order_S // expert_Nk.shape[1]
+    row_S = torch.arange(len(order_S), device=order_S.device)
+    if order_S.device.type == "cpu":
+        fill_E = -slots_E % CPU_ROW_MULTIPLE
+        row_S = row_S + (fill_E.cumsum(0) - fill_E)[expert_S]
+        ends_E = ends_E + fill_E.cumsum(0)
+        token_S = token_S.new_zeros(int(ends_E[-1])).index_copy_(0, row_S, token_S)
+    row_Nk = torch.empty_like(order_S).index_copy_(0, order_S, row_S).view_as(expert_Nk)
+    return Slots(token_S, row_Nk, slots_E, ends_E)
+
+
+class Run(NamedTuple):
+    """Rows that are computed together: those of one expert, or those of all, with where each ends."""
+
+    rows: slice
+    expert: int | slice
+    ends_E: Tensor | None  # int32
+
+
+def runs_of(slots: Slots, is_grouped: bool) -> list[Run]:
+    if is_grouped:
+        return [Run(slice(None), slice(None), slots.ends_E.to(torch.int32))]
+    ends = slots.ends_E.tolist()
+    return [Run(slice(*rows), expert, None) for expert, rows in enumerate(zip([0, *ends], ends))]
+
+
+def apply_experts(
+    x_ND: Tensor,
+    chosen_logits_Nk: Tensor,
+    slots: Slots,
+    up: tuple[Tensor, Tensor],
+    down: tuple[Tensor, Tensor],
+    keeps_hidden: bool = True,
+) -> Tensor:
+    """The gated sum of every token's experts, (N, D) → (N, D); differentiable once.
+
+    Args:
+        chosen_logits_Nk: router logits of each token's experts; the gates are their softmax.
+        up, down: stacked weights (E, F, D) and (E, D, F), and biases (E, F) and (E, D), of any dtype;
+            products are computed in that of x.
+        keeps_hidden: keeps the units before GELU for the backward pass; otherwise they are computed
+            again, from the same slots: nothing is routed twice.
+    """
+    return Experts.apply(x_ND, chosen_logits_Nk, *up, *down, slots, keeps_hidden)
+
+
+class Experts(torch.autograd.Function):
+    """`apply_experts`."""
+
+    @staticmethod
+    def forward(ctx, x_ND, logits_Nk, w_up, b_up, w_down, b_down, slots, keeps_hidden):
+        gate_Nk = logits_Nk.softmax(-1)
+        y_RD = x_ND.new_empty(len(slots.token_R), x_ND.shape[1])
+        kept = []
+        ctx.runs = runs_of(slots, grouped_mm_serves(x_ND, w_up))
+        for run in ctx.runs:
+            hidden_RF = linear(x_ND.index_select(0, slots.token_R[run.rows]), w_up, b_up, run)
+            gelu_RF = F.gelu(hidden_RF)
+            y_RD[run.rows] = linear(gelu_RF, w_down, b_down, run)
+            if keeps_hidden:
+                kept += [hidden_RF, gelu_RF]
+        ctx.save_for_backward(x_ND, y_RD, gate_Nk, w_up, b_up, w_down, b_down, *slots, *kept)
+        return gated_sum(y_RD, gate_Nk, slots.row_Nk)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy_ND):
+        x_ND, y_RD, gate_Nk, w_up, b_up, w_down, b_down, *rest = ctx.saved_tensors
+        slots, kept = Slots(*rest[:4]), rest[4:]
+        gate_R = gate_Nk.new_zeros(len(slots.token_R)).index_copy_(0, slots.row_Nk.flatten(), gate_Nk.flatten())
+        dx_RD = torch.empty_like(y_RD)
+        gate_dgate_R = torch.empty_like(gate_R)
+        dw_up, db_up, dw_down, db_down = (torch.empty_like(weight) for weight in (w_up, b_up, w_down, b_down))
+        for i, run in enumerate(ctx.runs):
+            token_R = slots.token_R[run.rows]
+            x_RD = x_ND.index_select(0, token_R)
+            if kept:
+                hidden_RF, gelu_RF = kept[2 * i : 2 * i + 2]
+            else:
+                hidden_RF = linear(x_RD, w_up, b_up, run)
+                gelu_RF = F.gelu(hidden_RF)
+            g_RD = dy_ND.index_select(0, token_R) * gate_R[run.rows, None].to(dy_ND.dtype)
+            d_gelu_RF = product(g_RD, w_down, run)
+            gate_dgate_R[run.rows] = torch.linalg.vecdot(g_RD, y_RD[run.rows])
+            weight_gradients(dw_down, db_down, g_RD, gelu_RF, run)
+            d_hidden_RF = torch.ops.aten.gelu_backward(d_gelu_RF, hidden_RF)
+            weight_gradients(dw_up, db_up, d_hidden_RF, x_RD, run)
+            dx_RD[run.rows] = product(d_hidden_RF, w_up, run)
+        dx_ND = dx_RD.index_select(0, slots.row_Nk.flatten()).unflatten(0, gate_Nk.shape).sum(1)
+        gate_dgate_Nk = gate_dgate_R[slots.row_Nk]
+        d_logits_Nk = gate_dgate_Nk - gate_Nk * gate_dgate_Nk.sum(-1, keepdim=True)
+        return dx_ND, d_logits_Nk, dw_up, db_up, dw_down, db_down, None, None
+
+
+def gated_sum(y_RD: Tensor, gate_Nk: Tensor, row_Nk: Tensor) -> Tensor:
+    """Brings rows home and adds them, (R, D) → (N, D): no atomics, so the same bits every time."""
+    y_NkD = y_RD.index_select(0, row_Nk.flatten()).unflatten(0, row_Nk.shape)
+    return (y_NkD * gate_Nk.unsqueeze(-1).to(y_RD.dtype)).sum(1)
+
+
+def product(x_RO: Tensor, weight_EOI: Tensor, run: Run) -> Tensor:
+    """Each row times the matrix of its expert, (R, out) → (R, in)."""
+    weight = weight_EOI[run.expert].to(x_RO.dtype)
+    return x_RO @ weight if run.ends_E is None else F.grouped_mm(x_RO, weight, offs=run.ends_E)
+
+
+def linear(x_RI: Tensor, weight_EOI: Tensor, bias_EO: Tensor, run: Run) -> Tensor:
+    """Each row through the linear layer of its expert, (R, in) → (R, out)."""
+    weight, bias = weight_EOI[run.expert].to(x_RI.dtype), bias_rows(bias_EO, x_RI, run)
+    if run.ends_E is None:
+        return F.linear(x_RI, weight, bias)
+    return F.grouped_mm(x_RI, weight.mT, offs=run.ends_E) + bias
+
+
+def bias_rows(bias_EO: Tensor, like_RI: Tensor, run: Run) -> Tensor:
+    """Each row's bias, (R, out) or, where all rows have the same, (out,)."""
+    bias = bias_EO[run.expert].to(like_RI.dtype)
+    if run.ends_E is None:
+        return bias
+    rows_E = run.ends_E.diff(prepend=run.ends_E.new_zeros(1))
+    return bias.repeat_interleave(rows_E, 0, output_size=len(like_RI))
+
+
+def weight_gradients(dw_EOI: Tensor, db_EO: Tensor, dy_RO: Tensor, x_RI: Tensor, run: Run) -> None:
+    """Fills in the gradients of a run's weights and biases."""
+    if run.ends_E is not None:
+        dw_EOI.copy_(F.grouped_mm(dy_RO.mT, x_RI, offs=run.ends_E))
+        # A product with each row's one-hot expert: to add up the rows of an index is a slow scatter.
+        rows_R, experts_E = (torch.arange(n, device=dy_RO.device) for n in (len(dy_RO), len(db_EO)))
+        is_expert_ER = torch.searchsorted(run.ends_E, rows_R, right=True, out_int32=True) == experts_E[:, None]
+        db_EO.copy_(is_expert_ER.to(dy_RO.dtype) @ dy_RO)
+        return
+    dw_OI = dw_EOI[run.expert]
+    if dw_OI.dtype == dy_RO.dtype:
+        torch.mm(dy_RO.mT, x_RI, out=dw_OI)
+    else:
+        dw_OI.copy_(dy_RO.mT @ x_RI)
+    db_EO[run.expert] = dy_RO.sum(0)
+
+
+def grouped_mm_serves(x_ND: Tensor, weight_EOI: Tensor) -> bool:
+    """Whether `torch.nn.functional.grouped_mm` computes these products and pays.
+
+    On CUDA only bf16 has a kernel, for rows that are a multiple of 16 bytes. On a CPU it is a loop that
+    leaves the cache between the products, and on MPS no release has it yet.
+    """
+    aligned = all(size * x_ND.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
+    return x_ND.device.type == "cuda" and x_ND.dtype == torch.bfloat16 and aligned

@@ -1,0 +1,315 @@
+"""The benchmarks at toy size: they run, write valid JSON, and notice a contender that computes something else."""
+
+import dataclasses
+import itertools
+import json
+import time
+import warnings
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from benchmarks import (
+    gpu,
+    measuring,
+    memory,
+    moe_layer,
+    moe_peers,
+    reference_growth,
+    scaling,
+    scaling_data,
+    step_time,
+    trainees,
+)
+from benchmarks.measuring import time_interleaved
+from benchmarks.moe_peers import Contender, hugging_face, make_problem, ours, require_agreement
+from config import PRESETS, ModelConfig
+from training.device import check_model
+from training.flops import step_flops
+
+CPU = torch.device("cpu")
+TOY = dataclasses.replace(
+    PRESETS["tiny"], batch_size=2, context_length=16, d_model=16, n_layers=1, n_heads=2, extra_layers=1
+)
+
+
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch):
+    """Nothing here looks at a time: one call is a sample, and a small product the limit."""
+    monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 0.0)
+    monkeypatch.setitem(PRESETS, "tiny", TOY)
+
+
+def figures_of(main, path, flags: str) -> dict:
+    """What a benchmark writes at this command line."""
+    assert main([*flags.split(), "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert figures["machine"]["torch"] == torch.__version__ and figures["machine"]["threads"] >= 1
+    return figures
+
+
+def problem(dtype=torch.float32):
+    return make_problem(16, moe_layer.routings(64)["random"], moe_layer.N_EXPERTS, dtype, CPU)
+
+
+def test_every_round_times_all_contenders_and_starts_with_another():
+    calls = []
+    contenders = {name: lambda name=name: calls.append(name) for name in "abc"}
+    timings = time_interleaved(contenders, CPU, rounds=4)
+    assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab" + "abc"
+    assert [len(timing.samples) for timing in timings.values()] == [4, 4, 4]
+
+
+def test_a_timing_is_its_median_and_its_range():
+    timing = measuring.Timing((3.0, 1.0, 2.0, 2.0, 9.0))
+    assert timing.seconds == 2.0 and timing.spread == 4.0
+
+
+def test_moe_layer_runs_every_routing_and_reports_shares_of_the_faster_dense_peer(tmp_path):
+    rows = figures_of(moe_layer.main, tmp_path / "f.json", "--widths 16 --tokens 64")["rows"]
+    assert len(rows) == 2 * 5
+    for row in rows:
+        fastest = min(row["dense, 2x rows ms"], row["dense, 2x hidden ms"])
+        assert row["ours / dense"] == pytest.approx(fastest / row["ours ms"])
+        assert row["ours error"] <= moe_peers.TOLERANCE[measuring.DTYPES[row["dtype"]]]
+
+
+def test_routings_are_what_their_names_say():
+    for name, expert_Nk in moe_layer.routings(4096).items():
+        assert all(len(set(experts)) == 2 for experts in expert_Nk.tolist()), name
+        share = expert_Nk.flatten().bincount(minlength=8) / expert_Nk.numel()
+        largest, smallest, n_used = share.max().item(), share.min().item(), int((share > 0).sum())
+        assert n_used == {"one expert empty": 7, "collapsed": 2}.get(name, 8)
+        if name == "balanced":
+            assert largest == smallest == 0.125
+        if name == "random":
+            assert 0.11 < smallest <= largest < 0.14
+        if name == "Zipf":
+            assert largest > 5 * smallest
+
+
+@pytest.mark.parametrize("index, what", list(enumerate(("output", *moe_peers.GRADIENTS))))
+def test_a_contender_that_computes_something_else_is_caught(index, what):
+    """Negative control: one part in a hundred, in one place."""
+    layer = problem()
+    expected = hugging_face(layer, "eager")()
+    right = ours(layer)
+
+    class Wrong(Contender):
+        def __call__(self):
+            results = super().__call__()
+            results[index] = results[index] * 1.01
+            return results
+
+    wrong = Wrong(right.forward, right.leaves, right.d_output)
+    require_agreement({"right": right}, expected, torch.float32)
+    with pytest.raises(AssertionError, match=f"wrong: {what} differ"):
+        require_agreement({"wrong": wrong}, expected, torch.float32)
+
+
+def test_a_gradient_that_is_not_a_number_is_caught():
+    layer = problem()
+    expected = hugging_face(layer, "eager")()
+    expected[1][0, 0] = float("nan")
+    with pytest.raises(AssertionError, match="inputs differ by nan"):
+        require_agreement({"ours": ours(layer)}, expected, torch.float32)
+
+
+@pytest.mark.parametrize("how", ["--dtype bf16", "--dtype fp32", "--memory lean"])
+def test_step_time_runs_all_phases_and_compares_equal_optimizers(how, tmp_path):
+    figures = figures_of(step_time.main, tmp_path / "f.json", f"--preset tiny --phases 1,2,3 {how}")
+    steps = {row["step"]: row for row in figures["steps"]}
+    assert list(steps) == ["dense", "dense, AdamW", "GPT-NeoX", "GPT-NeoX, AdamW", "MoE", "large MoE"]
+    for row, parts in zip(figures["steps"], figures["parts"]):
+        assert row["first s"] > 0 and row["seconds"] > 0
+        assert set(parts) == {"step", "forward", "loss head", "backward", "optimizer"}
+        assert min(value for part, value in parts.items() if part != "step") > 0
+    equal = steps["dense, AdamW"]["tokens/s"] / steps["GPT-NeoX, AdamW"]["tokens/s"]
+    assert figures["ratios"]["tokens/s over GPT-NeoX, both with AdamW"] == pytest.approx(equal)
+    assert steps["MoE"]["of limit"] < steps["MoE"]["with Muon"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_peer_with_another_computation_is_caught(dtype):
+    """Negative control: other angles of rotation change a gradient by more than rounding does."""
+    model = check_model(ModelConfig(97, 32, 2, 2, context_length=16))
+    peer = trainees.neox(model)
+    tokens = torch.randint(97, (2, 17), generator=torch.Generator().manual_seed(0))
+    trainees.require_same_gradients(model, peer, tokens, dtype)
+    assert all(parameter.grad is None for parameter in (*model.parameters(), *peer.parameters()))
+    peer.gpt_neox.rotary_emb.inv_freq.mul_(1.5)
+    with pytest.raises(AssertionError, match="differ"):
+        trainees.require_same_gradients(model, peer, tokens, dtype)
+
+
+@pytest.mark.parametrize("plain_adamw", [False, True])
+def test_both_contenders_of_a_step_move_their_weights_alike(plain_adamw):
+    """The same optimizers on the same gradients: names are mapped right."""
+    model = check_model(ModelConfig(97, 32, 2, 2, context_length=16))
+    peer = trainees.neox(model)
+    tokens = torch.randint(97, (2, 17), generator=torch.Generator().manual_seed(0))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    for _ in range(3):
+        trainees.ours(model, tokens, TOY, torch.float32, plain_adamw=plain_adamw)()
+        trainees.gpt_neox(peer, model, tokens, TOY, torch.float32, plain_adamw=plain_adamw)()
+    theirs = dict(peer.named_parameters())
+    for name, parameter in model.named_parameters():
+        moved, peer_moved = parameter - before[name], theirs[trainees.neox_name(name)] - before[name]
+        assert moved.norm() > 0
+        if name.endswith("weight"):
+            assert ((peer_moved - moved).norm() / moved.norm()).item() < 0.01, name
+
+
+def test_network_flops_leave_out_the_optimizer():
+    config = ModelConfig(97, 32, 2, 2, context_length=16)
+    tokens, active = 3 * 16, 97 * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 2 * 32
+    attention = 6 * 2 * 16 * 32
+    assert trainees.network_flops(config, 3) == pytest.approx(tokens * (6 * active + attention))
+    assert step_flops(config, 3) > trainees.network_flops(config, 3)
+
+
+@pytest.mark.parametrize("how", ["full", "lean"])
+def test_memory_compares_the_plan_with_each_phase(how, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    flags = f"--preset tiny --device cpu --memory {how} --steps 2"
+    figures = figures_of(memory.main, tmp_path / "f.json", flags)
+    assert [row["phase"] for row in figures["phases"]] == list(memory.NAMES)
+    for row in figures["phases"]:
+        assert row["ratio"] == pytest.approx(row["planned GB"] / row["measured GB"])
+        assert len(row["losses"].split()) == 2
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+def test_a_fit_recovers_a_known_exponent(power):
+    sizes = [1, 2, 4, 8, 16]
+    assert measuring.exponent(sizes, [3.0 * size**power for size in sizes]) == pytest.approx(power, abs=1e-12)
+
+
+def test_a_quadratic_term_shows_at_the_end_of_a_scale_before_it_shows_in_its_fit():
+    """Negative control: what one-hot routing of tokens × capacity would do to a linear step."""
+    keys = ("seconds", "flops", "bytes", "planned bytes")
+    linear = [{"axis": "tokens", "value": n} | dict.fromkeys(keys, 1e-3 * n) for n in (256, 512, 1024, 2048, 4096)]
+    quadratic = [row | {"seconds": row["seconds"] + 1e-6 * row["value"] ** 2} for row in linear]
+    straight, bent = scaling.fits(linear), scaling.fits(quadratic)
+    assert straight["time at the end"] == pytest.approx(1.0)
+    assert bent["time at the end"] > bent["time"] + 0.1 > straight["time"] + 0.3
+    assert bent["FLOPs at the end"] == pytest.approx(1.0)
+
+
+def test_scaling_changes_one_size_at_a_time_and_measures_the_data(tmp_path, monkeypatch):
+    base = {"width": 32, "depth": 1, "experts": 2, "context": 8, "tokens": 16}
+    monkeypatch.setattr(scaling, "BASE", base)
+    monkeypatch.setattr(scaling, "AXES", {axis: (value, 2 * value) for axis, value in base.items()})
+    monkeypatch.setattr(scaling_data, "CORPUS_BYTES", (20_000, 40_000))
+    monkeypatch.setattr(scaling_data, "LOADED_STEPS", 20)
+    for module in (scaling, scaling_data):
+        monkeypatch.setattr(module, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    # A peak of this process has been reached long before.
+    monkeypatch.setattr(scaling, "peak_bytes", lambda _, peaks=itertools.count(1): next(peaks))
+    corpus = tmp_path / "stories.txt"
+    corpus.write_text("<|endoftext|>".join(f"Once there was a cat with {n} hats." for n in range(500)))
+    figures = figures_of(scaling.main, tmp_path / "f.json", f"--data {corpus}")
+    assert [row["axis"] for row in figures["exponents"]] == list(base)
+    for axis, value in base.items():
+        small, large = (row for row in figures["points"] if row["axis"] == axis)
+        assert (small["value"], large["value"]) == (value, 2 * value)
+        assert large["flops"] >= small["flops"] or axis == "context"
+    data = figures["data"]
+    assert data["tokenising / tiktoken"] == pytest.approx(data["tokenising MB/s"] / data["tiktoken MB/s"])
+    assert len(data["bytes that tokenising adds to the process"]) == 2 and data["loader ms a batch"] > 0
+
+
+def test_sizes_of_an_axis_span_a_factor_of_eight():
+    for axis, values in scaling.AXES.items():
+        assert values[-1] >= 8 * values[0]
+        for value in values:
+            config, batch_size = scaling.geometry(scaling.BASE | {axis: value})
+            assert batch_size * config.context_length == (scaling.BASE | {axis: value})["tokens"]
+
+
+def test_stories_are_never_told_twice():
+    told = [story for story, _ in zip(scaling_data.stories(None), range(30_000))]
+    assert len(set(told)) == len(told)
+
+
+def allocate(n_bytes: int) -> int:
+    before = measuring.peak_bytes(CPU)
+    torch.ones(n_bytes, dtype=torch.uint8)
+    return measuring.peak_bytes(CPU) - before
+
+
+def test_a_fresh_process_measures_its_own_peak():
+    """Not that of the process which started it, which is larger."""
+    torch.ones(300_000_000, dtype=torch.uint8)
+    grown = measuring.in_fresh_process(allocate, 100_000_000)
+    assert 90_000_000 < grown < 150_000_000
+
+
+def test_reference_growth_measures_each_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_growth, "TrainingConfig", lambda: TOY)
+    monkeypatch.setitem(measuring.VOCAB_SIZE, "reference", 97)
+    figures = figures_of(reference_growth.main, tmp_path / "f.json", "")
+    assert figures["all checks passed"] and figures["grow"]["peak_gb"] > 0 and abs(figures["jump"]) < 1e-5
+
+
+def test_gpu_runs_every_path_on_a_cpu(tmp_path, monkeypatch):
+    # Compiling takes minutes on a CPU; what is called is the same.
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    figures = figures_of(gpu.main, tmp_path / "f.json", "--device cpu --small")
+    assert figures["problems"] == {}
+    assert [(row["phase"], row["batch"]) for row in figures["phases"]] == [(p, b) for p in (1, 2, 3) for b in (1, 1, 2)]
+    assert all(row["syncs"] is None and row["MFU"] is None and row["of limit"] > 0 for row in figures["phases"])
+    (card,) = figures["card"]
+    assert card["checks passed"] == "5/5" and abs(card["jump 2-3"]) < 1e-5 and card["seconds"] > card["phase 3 s"]
+    assert [row["tokens"] for row in figures["moe"]] == list(gpu.SMALL.tokens)
+    assert all(row["ours / HF"] > 0 and row["HF compiled ms"] > 0 for row in figures["moe"])
+
+
+def a_bench(seconds: float) -> gpu.Bench:
+    return gpu.Bench(gpu.SMALL, CPU, limit=1e9, data="no/such/file", ends=time.monotonic() + seconds)
+
+
+def test_a_section_that_fails_or_has_no_time_left_is_reported_and_keeps_its_rows(monkeypatch):
+    def breaks(bench):
+        yield {"a": 1}
+        raise RuntimeError("the card\ntook fire")
+
+    monkeypatch.setattr(gpu, "moe", breaks)
+    rows, reports = [], []
+    assert gpu.run_section("moe", a_bench(60), rows, lambda: reports.append(len(rows))) == "failed: the card took fire"
+    assert rows == [{"a": 1}] and reports == [1]
+    assert gpu.run_section("phases", a_bench(0), rows, lambda: None) == "stopped: the time was up"
+    problem = gpu.run_section("card", a_bench(60), [], lambda: None)
+    assert problem.startswith("failed: the card run ended with exit code 2")
+
+
+def test_only_warnings_of_synchronisation_count():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally at ...)")
+        warnings.warn("something else")
+    (place,) = gpu.places_of(caught)
+    assert place.startswith("test_benchmarks.py:")
+
+
+@pytest.mark.parametrize(
+    "main, flags, text",
+    [
+        (moe_layer.main, "--widht 3", "unknown flag --widht; did you mean --widths?"),
+        (moe_layer.main, "--dtypes fp8", "'fp8' is no dtype; choose among bf16, fp32"),
+        (moe_layer.main, "--tokens 0", "argument --tokens"),
+        (step_time.main, "--phases 4", "there are phases 1, 2 and 3"),
+        (step_time.main, "--preset huge", "invalid choice"),
+        (memory.main, "--phases 1,5", "there are phases 1, 2 and 3"),
+        (memory.main, "--steps 0", "argument --steps"),
+        (scaling.main, "--data no/such/stories.txt", "no/such/stories.txt"),
+        (gpu.main, "--device cpu --sections card,nope", "unknown section 'nope'"),
+        (moe_layer.main, "--json no/such/folder/f.json", "cannot write no/such/folder/f.json"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(main, flags, text, capsys):
+    assert main(flags.split()) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1
