@@ -18,6 +18,7 @@ import torch
 
 from command_line import one_line
 from config import UserError
+from training.allocator import hand_out_large_blocks
 from training.boundary import GrowthCheckFailed, cross_boundary
 from training.cli import RunComplete, parse_config
 from training.loop import train_phase
@@ -59,7 +60,9 @@ def train(run) -> None:
     train_phase(run, 3, model, moments)
 
     run.losses["total_drop"] = run.losses["phase3_first"] - run.losses["phase3_final"]
-    run.history.write("summary", seconds=round(run.seconds, 1), flops=run.flops_done, **run.losses)
+    run.history.write(
+        "summary", seconds=round(run.seconds, 1), flops=run.flops_done, skipped_steps=run.skipped_steps, **run.losses
+    )
     print(boundary_summary(run.losses, run.data.bytes_per_token))
     plot_curves(run.history.path, run.folder / PICTURE_NAME)
     run.forget_state()
@@ -70,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         # A terminal without UTF-8 shows ? for a tick; it must not end the run.
         stream.reconfigure(errors="replace")
+    hand_out_large_blocks()
     config = run = None
     try:
         with StopSignals() as stop:

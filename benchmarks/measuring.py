@@ -23,6 +23,7 @@ import torch
 
 from command_line import OneLineParser
 from config import UserError
+from training.allocator import hand_out_large_blocks
 from training.run import git_commit
 
 ROUNDS = 5
@@ -122,7 +123,7 @@ def peak_bytes(device: torch.device) -> int:
 def in_fresh_process(function: Callable, *arguments):
     """The function's result, computed in a process of its own: peaks of memory never fall again."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+    with ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=hand_out_large_blocks) as pool:
         return pool.submit(function, *arguments).result()
 
 
@@ -238,6 +239,7 @@ def write_json(path: Path | None, figures: dict) -> None:
 
 def exit_code(run: Callable[[list[str] | None], int | None], arguments: list[str] | None) -> int:
     """Runs a benchmark's command: its own exit code, or 2 and one line for a mistake in what was given."""
+    hand_out_large_blocks()
     try:
         return run(arguments) or 0
     except UserError as error:

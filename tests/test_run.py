@@ -237,13 +237,13 @@ def test_overwriting_replaces_an_earlier_run(tmp_path, token_cache):
 
 def test_a_loss_that_is_no_number_stops_with_advice(tmp_path, token_cache, capsys):
     assert run(tmp_path, token_cache, "--lr-phase1", "1e30", "--grad-clip", "1e30") == 2
-    assert re.search(r"phase 1, step \d+: loss .*--lr-phase1 5e\+29", capsys.readouterr().err)
+    assert re.search(r"phase 1, step \d+: .*loss .*--resume --lr-phase1 5e\+29", capsys.readouterr().err)
 
 
 def test_a_model_that_the_last_step_ruined_is_not_saved(tmp_path, token_cache, capsys):
     ruinous = "--steps-phase1 0 --steps-phase2 0 --steps-phase3 1 --lr-phase3 1e36 --grad-clip 1e30".split()
     assert run(tmp_path, token_cache, *ruinous) == 2
-    assert "phase 3, step 0: loss nan" in capsys.readouterr().err
+    assert "phase 3, step 0: held-out loss nan" in capsys.readouterr().err
     assert not (tmp_path / "large_moe_final.pt").exists()
 
 

@@ -8,7 +8,8 @@ resumed       phase, step, changes: what a resumed run does otherwise than its `
               changes, since such a run is the one that was never stopped
 step          phase, step (in the phase), loss (training batch, nats a token), lr, grad_norm,
               tokens (seen in the whole run), seconds (since the phase began); every `log_every`
-              steps of an MoE also balance_loss, z_loss and expert_shares (one list per layer)
+              steps of an MoE also balance_loss, z_loss and expert_shares (one list per layer); `skipped` (true)
+              where the step was not taken
 eval          phase, step, tokens, loss (held-out, nats a token), bits_per_byte
 boundary      from_phase, to_phase, loss_before, loss_after, jump (same held-out batches, fp32),
               bits_per_byte, same_story (null where sample_tokens is 0), tokens
@@ -17,7 +18,7 @@ trial         phase, step, pays, flops, loss_before, loss_as_it_is, loss_grown: 
 liveness      phase (after the boundary), steps (of that phase so far), and the fields of
               transfer.liveness.LivenessReport
 sample        phase, prompt, story, token_ids (of the continuation)
-summary       flops (counted, of the whole run), phase1_final, phase2_first, phase2_final, phase3_first,
+summary       flops (counted, of the whole run), skipped_steps, phase1_final, phase2_first, phase2_final, phase3_first,
               phase3_final (held-out losses), jump12, jump23, total_drop (in phase 3), seconds (of the whole run)
 
 A figure that is not finite is null.

@@ -42,6 +42,8 @@ class Run:
     history: History
     steps_done: int = 0
     flops_done: float = 0.0  # counted, trials of growth included
+    skipped_steps: int = 0  # see training/bad_steps.py
+    skipped_in_a_row: int = 0
     losses: dict[str, float] = field(default_factory=dict)  # what the closing summary prints
     stories: dict = field(default_factory=dict)  # their fingerprint
     facts: dict = field(default_factory=dict)  # versions and machine

@@ -48,6 +48,8 @@ class RunState:
     moments: State = field(default_factory=dict)
     steps_done: int = 0
     flops_done: float = 0.0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     losses: dict[str, float] = field(default_factory=dict)
     rows: list[tuple] = field(default_factory=list)
     coverage: dict | None = None

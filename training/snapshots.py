@@ -33,6 +33,10 @@ def save_if_due(
     memory = run.plan.memory[phase - 1]
     if not (run.stop.is_asked or run.saver.is_due(memory.weights + memory.optimizer)):
         return
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        # A step has ruined the model; the state to go back to is the one before.
+        run.stop.raise_if_asked(f"after step {step - 1} of phase {phase}, whose weights are no numbers: not saved")
+        return
     run.saver.save(
         dataclasses.replace(
             state_of(run, phase, step),
@@ -69,6 +73,8 @@ def state_of(run: Run, phase: int, step: int) -> RunState:
         step=step,
         steps_done=run.steps_done,
         flops_done=run.flops_done,
+        skipped_steps=run.skipped_steps,
+        skipped_in_a_row=run.skipped_in_a_row,
         losses=dict(run.losses),
         history_bytes=run.history.n_bytes,
         history_crc=run.history.crc,

@@ -77,6 +77,7 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
         run = Run(
             config, device, compute_dtype, data, heldout, plan, folder, history,
             steps_done=at.steps_done * at.config["batch_size"] // config.batch_size, flops_done=at.flops_done,
+            skipped_steps=at.skipped_steps, skipped_in_a_row=at.skipped_in_a_row,
             losses=at.losses, stories=stories, facts=new.facts, saved=at, entry=(model, moments),
             saver=Saver(folder, config.save_every), stop=stop, seconds_before=at.seconds, started=started,
         )  # fmt: skip
