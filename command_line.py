@@ -8,6 +8,16 @@ import difflib
 from config import UserError
 
 
+LONGEST_LINE = 1200
+
+
+def one_line(error: Exception) -> str:
+    """An error's text in one line that can be read, even where it quotes a value of many lines or characters."""
+    text = " ".join(str(error).split())
+    half = LONGEST_LINE // 2
+    return text if len(text) <= LONGEST_LINE else f"{text[:half]} … {text[-half:]}"
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Reports a mistake in one line, with the flag that was probably meant.
 

@@ -118,6 +118,9 @@ class ModelConfig:
         )
 
 
+# Times the factors of an optimizer it is still a number in fp32.
+LARGEST_NUMBER = 1e36
+LONGEST_SAMPLE = 10_000
 # With `grow_when = "auto"` phases 1 and 2 last up to so many times their steps.
 LONGEST_PHASE = 4
 
@@ -153,7 +156,27 @@ class TrainingConfig:
     overwrite: bool = setting(
         False,
         RUN,
-        "delete the run that checkpoint_dir holds already, when this one starts; without it such a folder is refused",
+        "delete the run that checkpoint_dir holds already, when this one starts; without it, or resume, such a folder "
+        "is refused",
+    )
+    resume: bool = setting(
+        False,
+        RUN,
+        "go on with the run in checkpoint_dir from its last saved state, with its settings; those given beside it "
+        "change them where they still can",
+    )
+    start_phase: int = setting(
+        1,
+        RUN,
+        "2 or 3 begins there with the model of the phase before, dense_model.pt or moe_model_final.pt in "
+        "checkpoint_dir, and a fresh optimizer",
+        choices=(1, 2, 3),
+    )
+    save_every: float = setting(
+        5.0,
+        RUN,
+        "minutes between two saved states; more where saving would take over 5 % of the run's time. The end of a "
+        "phase is saved in any case",
     )
     device: str = setting(
         "auto", RUN, "where to train; auto takes cuda, then mps, then cpu", choices=("auto", "cuda", "mps", "cpu")
@@ -285,9 +308,13 @@ class TrainingConfig:
                 problems.append(f"{name} is {getattr(self, name)!r}, {rule}")
 
         for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
+            value, kind = getattr(self, item.name), type(item.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise UserError(f"{item.name} is {value!r}, must be of type {kind.__name__}")
             if isinstance(value, float) and not math.isfinite(value):
                 problems.append(f"{item.name} is {value}, must be a finite number")
+            elif kind is float and value > LARGEST_NUMBER:
+                problems.append(f"{item.name} is {value}, must be at most {LARGEST_NUMBER:g}")
             choices = item.metadata["choices"]
             if choices and value not in choices:
                 problems.append(f"{item.name} is {value!r}, must be one of {', '.join(choices)}")
@@ -296,10 +323,11 @@ class TrainingConfig:
             require(getattr(self, name) >= 1, name, "must be at least 1")
         for name in ("steps_phase1", "steps_phase2", "steps_phase3", "warmup_steps", "sample_tokens", "seed"):
             require(getattr(self, name) >= 0, name, "must be 0 or more")
-        for name in ("noise_std", "router_std", "weight_decay", "balance_weight", "z_weight"):
+        for name in ("noise_std", "router_std", "weight_decay", "balance_weight", "z_weight", "save_every"):
             require(getattr(self, name) >= 0, name, "must be 0 or more")
         for name in ("lr_phase1", "lr_phase2", "lr_phase3", "grad_clip", "check_tolerance"):
             require(getattr(self, name) > 0, name, "must be above 0")
+        require(self.sample_tokens <= LONGEST_SAMPLE, "sample_tokens", f"must be at most {LONGEST_SAMPLE:,}")
         require(self.seed < 2**63, "seed", "must be below 2**63")
         require(
             self.accumulate <= self.batch_size, "accumulate", f"must be at most batch_size, {self.batch_size}"
@@ -311,6 +339,7 @@ class TrainingConfig:
             "give --accumulate 1, or --memory full",
         )
         require(0 <= self.final_lr_share <= 1, "final_lr_share", "must be between 0 and 1")
+        require(not (self.resume and self.overwrite), "overwrite", "which deletes the run that resume goes on with")
         if not problems:
             try:
                 self.phase_geometries(vocab_size=50_257)

@@ -30,8 +30,8 @@ IMPORTS = time.perf_counter() - START
 
 # Where the driver looks each function up, by what it is part of.
 PARTS = {
-    "device self-check": ["training.run.choose_precision"],
-    "data and tokenising": ["training.run.load_data"],
+    "device self-check": ["training.start.choose_precision"],
+    "data and tokenising": ["training.start.load_data", "training.start.fingerprint"],
     "training": ["training.loop.train_step"],
     "held-out losses": ["training.loop.record_evaluation", "training.boundary.heldout_loss"],
     "liveness": ["training.loop.record_liveness", "training.boundary.record_liveness"],
@@ -42,7 +42,7 @@ PARTS = {
         "train_tinystories.grow_optimizer_state",
     ],
     "growth checks": ["training.boundary.run_checks"],
-    "model files": ["training.loop.save_model"],
+    "model files": ["training.loop.save_model", "training.loop.save_after_phase", "training.loop.save_if_due"],
     "plot": ["train_tinystories.plot_curves"],
 }
 

@@ -167,7 +167,7 @@ def _read_jsonl(path: Path) -> Iterator[str]:
                 continue
             try:
                 record = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path} line {number} is not JSON: {error}; write one object per line") from None
             if not isinstance(record, dict):
                 raise UserError(f'{path} line {number} is not a JSON object; write {{"text": "..."}} on every line')

@@ -3,7 +3,7 @@
 One folder per source, tokenizer and cleaning version:
 
     train.bin, valid.bin   little-endian uint16 token ids, each story followed by one end-of-text id
-    meta.json              counts and checksums
+    meta.json              counts and checksums, its own included
 
 A folder appears under its name complete or not at all.
 """
@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -31,13 +30,14 @@ from config import UserError
 from data.cleaning import CLEANING_VERSION, clean_story
 from data.sources import StorySource
 from data.tokenizer import END_OF_TEXT
+from durable_files import sync, sync_folder
 
 TOKEN_DTYPE = np.dtype("<u2")
 HELD_OUT_ONE_IN = 20
 # Bounds the memory of a build; about a thousand stories of TinyStories.
 CHUNK_CHARACTERS = 1 << 20
 READ_BYTES = 1 << 22
-META_KEYS = {"source", "tokenizer", "vocabulary", "train", "valid", "overlap"}
+META_KEYS = {"source", "tokenizer", "vocabulary", "train", "valid", "overlap", "checksum"}
 
 
 @dataclass
@@ -99,6 +99,8 @@ def load_tokens(folder: Path, encoding: tiktoken.Encoding, need: TokenNeed | Non
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if not isinstance(meta, dict) or not META_KEYS <= meta.keys():
             raise CacheUnusable("meta.json is incomplete")
+        if meta.pop("checksum") != _meta_checksum(meta):
+            raise CacheUnusable("the checksum of meta.json is wrong")
         if meta["vocabulary"] != _vocabulary_checksum(encoding):
             raise CacheUnusable("its tokens are of another vocabulary")
         counts = {split: SplitCounts(**meta[split]) for split in ("train", "valid")}
@@ -200,13 +202,14 @@ def _build(
             "valid": dataclasses.asdict(counts["valid"]),
             "overlap": overlap,
         }
+        meta["checksum"] = _meta_checksum(meta)
         with (building / "meta.json").open("w", encoding="utf-8") as file:
             json.dump(meta, file, indent=1)
-            _sync(file)
+            sync(file)
         if folder.exists():
             shutil.rmtree(folder)
         building.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -232,7 +235,7 @@ class _SplitWriter:
 
     def __exit__(self, *_) -> None:
         with self._file:
-            _sync(self._file)
+            sync(self._file)
         self.counts.checksum = f"{self._crc:08x}"
 
 
@@ -323,6 +326,10 @@ def _vocabulary_checksum(encoding: tiktoken.Encoding) -> str:
     return f"{crc:08x}"
 
 
+def _meta_checksum(meta: dict) -> str:
+    return f"{zlib.crc32(json.dumps(meta, sort_keys=True).encode()):08x}"
+
+
 def _verified(path: Path, counts: SplitCounts) -> np.memmap:
     expected = counts.n_tokens * TOKEN_DTYPE.itemsize
     if path.stat().st_size != expected:
@@ -335,17 +342,3 @@ def _verified(path: Path, counts: SplitCounts) -> np.memmap:
         raise CacheUnusable(f"the checksum of {path.name} is wrong")
     return np.memmap(path, dtype=TOKEN_DTYPE, mode="r")
 
-
-def _sync(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # Windows cannot open folders
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

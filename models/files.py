@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import pickle
-import struct
-import zipfile
 from pathlib import Path
 
 import torch
 
 from config import ModelConfig, UserError
+from durable_files import DamagedFile, read_tensors, reason, write_tensors
 from models.transformer import Transformer
 
-FORMAT = "bilateral-growth-model/1"
+FORMAT = "bilateral-growth-model/2"
 
 
-def save_model(model: Transformer, path: str | Path) -> None:
+def save_model(model: Transformer, path: str | Path) -> str:
     """Writes weights and `ModelConfig`; the file appears whole under its name or not at all.
 
+    Returns:
+        The file's checksum, 64 hex digits.
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
-    path = Path(path)
     content = {"format": FORMAT, "config": dataclasses.asdict(model.config), "weights": model.state_dict()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        return write_tensors(content, Path(path))
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(
-            f"could not write the model {path}: {error}; free some space or choose another folder"
+            f"could not write the model {path}: {reason(error)}; free some space or choose another folder"
         ) from error
 
 
@@ -43,20 +35,21 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Transfor
     """Reads a model written by `save_model`, in the dtype in which it was saved.
 
     Raises:
-        UserError: the file is missing, truncated, not one of ours, or its weights do not
-            fit its geometry.
+        UserError: the file is missing, one bit of it has changed, it is not one of ours, or its
+            weights do not fit its geometry.
     """
+    return load_model_and_checksum(path, device)[0]
+
+
+def load_model_and_checksum(path: str | Path, device: str | torch.device = "cpu") -> tuple[Transformer, str]:
+    """As `load_model`; with the checksum that `save_model` returned."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no model file at {path}")
-    # What is no zip archive would be handed to torch's unpickler of old, which fails in many ways.
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is damaged or no model of ours; train it again or copy it anew")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, ValueError, struct.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged or no model of ours ({reason}); train it again or copy it anew") from error
+        content, checksum = read_tensors(path, device)
+    except DamagedFile as error:
+        raise UserError(f"{path} is damaged or no model of ours ({error}); train it again or copy it anew") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is a torch file, but not a model of ours: its format is not {FORMAT!r}")
     try:
@@ -65,6 +58,5 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Transfor
             model = Transformer(config)
         model.load_state_dict(content["weights"], assign=True)
     except (RuntimeError, TypeError, KeyError, UserError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the weights in {path} do not fit the geometry that it names: {reason}") from error
-    return model.requires_grad_(True)
+        raise UserError(f"the weights in {path} do not fit the geometry that it names: {reason(error)}") from error
+    return model.requires_grad_(True), checksum

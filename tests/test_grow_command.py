@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from config import ModelConfig
+from durable_files import write_tensors
 from models import Transformer, load_model, save_model
 from test_growth_checks import lively_dense_model, lively_moe_model
 from transfer import grow
@@ -102,7 +103,7 @@ def test_both_files_have_to_be_named(capsys):
 def test_what_is_no_model_is_refused_in_one_line(model, tmp_path, capsys):
     (tmp_path / "text.pt").write_text("no model")
     (tmp_path / "cut.pt").write_bytes(model.read_bytes()[:5000])
-    torch.save({"weights": 1}, tmp_path / "other.pt")
+    write_tensors({"weights": 1}, tmp_path / "other.pt")
     save_model(lively_dense_model(GEOMETRY).half(), tmp_path / "half.pt")
     for name, text in (
         ("nowhere.pt", "no model file at"),

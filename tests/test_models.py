@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from config import ModelConfig, TrainingConfig, UserError
+from durable_files import write_tensors
 from models import (
     Transformer,
     build_dense_model,
@@ -157,14 +158,18 @@ def damaged_files(folder):
     whole = folder / "whole.pt"
     save_model(lively_dense_model(SMALL), whole)
     content = torch.load(whole, weights_only=True)
+    torch.save(content, folder / "unchecked.pt")
+    flipped = bytearray(whole.read_bytes())
+    flipped[len(flipped) // 3] ^= 1
+    (folder / "flipped.pt").write_bytes(flipped)
     (folder / "truncated.pt").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     (folder / "empty.pt").touch()
     (folder / "text.pt").write_text("no model at all")
     (folder / "pickle.pt").write_bytes(b".")
-    torch.save({"weights": content["weights"]}, folder / "foreign.pt")
-    torch.save({**content, "config": {**content["config"], "d_model": 64}}, folder / "geometry.pt")
-    torch.save({**content, "config": {"colour": 3}}, folder / "fields.pt")
-    torch.save({**content, "config": {**content["config"], "n_heads": 5}}, folder / "odd.pt")
+    write_tensors({"weights": content["weights"]}, folder / "foreign.pt")
+    write_tensors({**content, "config": {**content["config"], "d_model": 64}}, folder / "geometry.pt")
+    write_tensors({**content, "config": {"colour": 3}}, folder / "fields.pt")
+    write_tensors({**content, "config": {**content["config"], "n_heads": 5}}, folder / "odd.pt")
     return whole
 
 
@@ -176,6 +181,8 @@ def damaged_files(folder):
         ("truncated.pt", "damaged or no model of ours"),
         ("empty.pt", "damaged or no model of ours"),
         ("text.pt", "damaged or no model of ours"),
+        ("flipped.pt", "its checksum is wrong"),
+        ("unchecked.pt", "does not end with a checksum"),
         ("foreign.pt", "not a model of ours"),
         ("geometry.pt", "do not fit the geometry"),
         ("fields.pt", "do not fit the geometry"),
@@ -194,7 +201,7 @@ def test_a_pickle_with_code_is_not_run(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
 
-    torch.save(Malicious(), tmp_path / "evil.pt")
+    write_tensors(Malicious(), tmp_path / "evil.pt")
     with pytest.raises(UserError):
         load_model(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()

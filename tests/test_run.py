@@ -67,6 +67,7 @@ def test_it_leaves_three_models_a_history_and_a_picture(finished):
         *MODEL_NAMES.values(),
         "training_history.jsonl",
         "training_curves.png",
+        ".run.lock",
     }
     widths = [load_model(folder / name).config.d_model for name in MODEL_NAMES.values()]
     assert widths == [32, 32, 64]
@@ -215,7 +216,7 @@ def test_a_device_that_is_not_there(tmp_path, token_cache, capsys):
 
 def test_too_large_for_memory_is_found_before_training(tmp_path, token_cache, capsys):
     assert run(tmp_path, token_cache, "--d-model", "16384") == 2
-    assert "will not fit" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+    assert "will not fit" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == [".run.lock"]
 
 
 def test_an_earlier_run_is_refused_and_survives_bad_input(finished, token_cache, capsys, tmp_path):
@@ -236,13 +237,13 @@ def test_overwriting_replaces_an_earlier_run(tmp_path, token_cache):
 
 def test_a_loss_that_is_no_number_stops_with_advice(tmp_path, token_cache, capsys):
     assert run(tmp_path, token_cache, "--lr-phase1", "1e30", "--grad-clip", "1e30") == 2
-    assert re.search(r"phase 1, step \d+: loss .*--lr-phase1 5e\+29", capsys.readouterr().err)
+    assert re.search(r"phase 1, step \d+: .*loss .*--resume --lr-phase1 5e\+29", capsys.readouterr().err)
 
 
 def test_a_model_that_the_last_step_ruined_is_not_saved(tmp_path, token_cache, capsys):
-    ruinous = "--steps-phase1 0 --steps-phase2 0 --steps-phase3 1 --lr-phase3 1e38 --grad-clip 1e30".split()
+    ruinous = "--steps-phase1 0 --steps-phase2 0 --steps-phase3 1 --lr-phase3 1e36 --grad-clip 1e30".split()
     assert run(tmp_path, token_cache, *ruinous) == 2
-    assert "phase 3, step 0: loss nan" in capsys.readouterr().err
+    assert "phase 3, step 0: held-out loss nan" in capsys.readouterr().err
     assert not (tmp_path / "large_moe_final.pt").exists()
 
 

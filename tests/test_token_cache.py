@@ -122,6 +122,11 @@ def tear_meta(folder):
     (folder / "meta.json").write_text(text[: len(text) // 2])
 
 
+def change_a_count(folder):
+    text = (folder / "meta.json").read_text()
+    (folder / "meta.json").write_text(text.replace('"n_stories": 200', '"n_stories": 201'))
+
+
 def lose_a_key(folder):
     meta = json.loads((folder / "meta.json").read_text())
     del meta["overlap"]
@@ -138,6 +143,7 @@ def lose_a_file(folder):
         (flip_a_byte, "the checksum of train.bin is wrong"),
         (truncate, "valid.bin has 1,778 bytes instead of 1,780"),
         (tear_meta, "line"),
+        (change_a_count, "checksum of meta.json"),
         (lose_a_key, "meta.json is incomplete"),
         (lose_a_file, "No such file"),
     ],
@@ -262,7 +268,7 @@ def test_full_disk(tmp_path, monkeypatch):
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(token_cache, "_sync", full)
+    monkeypatch.setattr(token_cache, "sync", full)
     with pytest.raises(UserError, match="No space left on device; give another folder with --cache-dir"):
         build(tmp_path, Source())
     assert not list(tmp_path.glob("stories*"))

@@ -37,6 +37,7 @@ def cross_boundary(run: Run, to_phase: int, old_model: Transformer, new_model: T
     )
     if same_story is not None:
         print(f"  Story of the grown model: {'the same, token for token' if same_story else 'differs'}")
+    run.losses.setdefault(f"phase{to_phase - 1}_final", loss_before)  # of a run that started here
     run.losses[f"phase{to_phase}_first"] = loss_after
     run.losses[f"jump{to_phase - 1}{to_phase}"] = jump
     run.history.write(

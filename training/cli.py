@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 
 import torch
 
 from command_line import OneLineParser
 from config import PRESETS, TrainingConfig, UserError
 from training.device import pick_device
+from training.history import read_history
+from training.run import HISTORY_NAME
+from training.run_state import STATE_NAME, read_saved_config
 
 DESCRIPTION = """Trains a dense language model, upcycles it to a mixture of experts, and grows that in
 width and depth, proving at each boundary that the model still computes what it computed before."""
@@ -18,7 +22,12 @@ EPILOG = """examples:
   python train_tinystories.py                          the preset that suits this machine
   python train_tinystories.py --plan                   what it would take, without training
   python train_tinystories.py --data stories.txt       your own stories
+  python train_tinystories.py --resume                 go on where a run was stopped
   python train_tinystories.py --scale-factor 1.5 --extra-layers 2   grow less (out of memory)"""
+
+
+class RunComplete(Exception):
+    """`--resume` where nothing is left to do."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,12 +73,17 @@ def parse_config(arguments: list[str] | None, say=print) -> tuple[TrainingConfig
     Without `--preset` the device chooses, and a line says so.
 
     Raises:
-        UserError: an unknown flag or preset, or values that cannot work.
+        UserError: an unknown flag or preset, values that cannot work, or nothing to resume.
+        RunComplete: the run to resume has ended.
     """
     given = vars(build_parser().parse_args(arguments))
     plan_only = given.pop("plan")
     if "preset" in given and given["preset"] not in PRESETS:
         raise UserError(f"--preset {given['preset']}: unknown; the presets are {', '.join(PRESETS)}")
+    if given.get("resume"):
+        config = dataclasses.replace(saved_config(given), **given)
+        config.validate()
+        return config, pick_device(config.device), plan_only
     device = pick_device(given.get("device", "auto"))
     preset = given.get("preset") or ("tiny" if device.type == "cpu" else "reference")
     if "preset" not in given:
@@ -81,3 +95,17 @@ def parse_config(arguments: list[str] | None, say=print) -> tuple[TrainingConfig
     config = dataclasses.replace(PRESETS[preset], **given)
     config.validate()
     return config, device, plan_only
+
+
+def saved_config(given: dict) -> TrainingConfig:
+    """The settings of the run in the given `checkpoint_dir`, which resuming takes over.
+
+    Raises:
+        UserError: there is no run that could go on.
+    """
+    folder = Path(given.get("checkpoint_dir", TrainingConfig.checkpoint_dir))
+    if (folder / STATE_NAME).exists():
+        return dataclasses.replace(read_saved_config(folder), overwrite=False, checkpoint_dir=str(folder))
+    if (folder / HISTORY_NAME).exists() and any(row["event"] == "summary" for row in read_history(folder / HISTORY_NAME)):
+        raise RunComplete(f"The run in {folder} is complete: there is nothing to go on with")
+    raise UserError(f"{folder} holds no saved state ({STATE_NAME}) to resume; start without --resume")

@@ -1,11 +1,15 @@
-"""The run's record: `training_history.jsonl`, one JSON object a line.
+"""The run's record: `training_history.jsonl`, one JSON object a line, append-only.
 
-Every row has `event` and `time` (seconds since 1970). By event:
+Every row has `event`, `time` (seconds since 1970) and, last, `crc`: the CRC-32 of the row's text before it,
+chained through the rows above. A changed, missing or doubled line is found at once. By event:
 
-run           versions, device, precision, config, data, parameters of the three phases
+run           versions, git commit, device, threads, precision, config, data, parameters of the three phases
+resumed       phase, step, changes: what a resumed run does otherwise than its `run` row says; no row without
+              changes, since such a run is the one that was never stopped
 step          phase, step (in the phase), loss (training batch, nats a token), lr, grad_norm,
               tokens (seen in the whole run), seconds (since the phase began); every `log_every`
-              steps of an MoE also balance_loss, z_loss and expert_shares (one list per layer)
+              steps of an MoE also balance_loss, z_loss and expert_shares (one list per layer); `skipped` (true)
+              where the step was not taken
 eval          phase, step, tokens, loss (held-out, nats a token), bits_per_byte
 boundary      from_phase, to_phase, loss_before, loss_after, jump (same held-out batches, fp32),
               bits_per_byte, same_story (null where sample_tokens is 0), tokens
@@ -14,8 +18,8 @@ trial         phase, step, pays, flops, loss_before, loss_as_it_is, loss_grown: 
 liveness      phase (after the boundary), steps (of that phase so far), and the fields of
               transfer.liveness.LivenessReport
 sample        phase, prompt, story, token_ids (of the continuation)
-summary       flops (counted, of the whole run), phase1_final, phase2_first, phase2_final, phase3_first, phase3_final (held-out losses),
-              jump12, jump23, total_drop (in phase 3), seconds (of the whole run)
+summary       flops (counted, of the whole run), skipped_steps, phase1_final, phase2_first, phase2_final, phase3_first,
+              phase3_final (held-out losses), jump12, jump23, total_drop (in phase 3), seconds (of the whole run)
 
 A figure that is not finite is null.
 """
@@ -24,44 +28,102 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import time
+import zlib
 from pathlib import Path
 
 from config import UserError
+
+SEAL = re.compile(rb', "crc": "([0-9a-f]{8})"}\n$')
+# Fields that tell when something happened and not what: two equal runs differ in them alone.
+WALL_CLOCK = ("time", "seconds")
 
 
 class History:
     """Appends rows to a JSONL file; each row is on disk's way before `write` returns.
 
+    `n_bytes` and `crc` say how far it has come.
+
+    Args:
+        n_bytes, crc: how far the file had come when a state was saved, see `require_history`. What follows
+            is cut off; 0 begins anew.
     Raises:
         UserError: the file cannot be written.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, n_bytes: int = 0, crc: int = 0):
+        self.path, self.n_bytes, self.crc = path, n_bytes, crc
         try:
-            self._file = open(path, "w", encoding="utf-8")
+            # Unbuffered: after an error nothing is left that a later flush would write.
+            self._file = open(path, "ab", buffering=0)
+            self._file.truncate(n_bytes)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; choose another --checkpoint-dir") from error
 
     def write(self, event: str, **values) -> None:
         # JSON has no NaN and no infinity; a failed check may have measured one.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        row = {"event": event, "time": round(time.time(), 3), **finite}
+        text = json.dumps({"event": event, "time": round(time.time(), 3), **finite}).encode()
+        crc = zlib.crc32(text, self.crc)
+        line = text[:-1] + b', "crc": "%08x"}\n' % crc
         try:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+            unwritten = memoryview(line)
+            while unwritten:
+                unwritten = unwritten[self._file.write(unwritten) :]
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; free some space and train again") from error
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; free some space, then go on with --resume"
+            ) from error
+        self.n_bytes, self.crc = self.n_bytes + len(line), crc
+
+    def sync(self) -> None:
+        """Returns when every row is on the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
 
 
 def read_history(path: Path) -> list[dict]:
-    """All rows of a history file, in order; a torn last line is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
+    """All rows of a history file, in order, without their `crc`; a torn last line is left out.
+
+    Raises:
+        UserError: a row is not what was written there.
+    """
+    return verified_rows(path)[0]
+
+
+def require_history(path: Path, n_bytes: int, crc: int) -> None:
+    """Raises UserError unless the file's first `n_bytes` are what they were when a state was saved."""
+    if n_bytes and verified_rows(path, n_bytes)[1] != crc:
+        raise UserError(
+            f"{path} is not the history that belongs to the saved state; put the right one back, "
+            f"or start again with --overwrite"
+        )
+
+
+def verified_rows(path: Path, n_bytes: int | None = None) -> tuple[list[dict], int]:
+    """The rows in the first `n_bytes` of a history file, and the CRC-32 of the last; else as `read_history`."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if n_bytes is not None and len(content) < n_bytes:
+        raise UserError(f"{path} has {len(content):,} bytes, but {n_bytes:,} had been written; put the whole file back")
+    rows, crc = [], 0
+    for number, line in enumerate(content[:n_bytes].splitlines(keepends=True), 1):
+        is_torn = not line.endswith(b"\n")
+        if is_torn and not SEAL.search(line[:-1] + b"\n"):  # otherwise it is whole, and its end was changed
+            break
+        seal = SEAL.search(line)
+        text = line[: seal.start()] + b"}" if seal else line
+        crc = zlib.crc32(text, crc)
+        if not seal or int(seal[1], 16) != crc:
+            raise UserError(
+                f"{path}, line {number}: its checksum is wrong, so this line or one above was changed, lost or doubled; "
+                f"put the right file back, or start again with --overwrite"
+            )
+        rows.append(json.loads(text))
+    return rows, crc

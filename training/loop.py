@@ -14,7 +14,9 @@ from training.optimizer import read_state, write_state
 from training.records import StepRows, record_evaluation, record_liveness, record_trial, tell_story
 from training.report import phase_header
 from training.run import Run
+from training.run_state import RunState
 from training.schedule import learning_rate
+from training.snapshots import save_after_phase, save_if_due
 from training.step import prepare_training, train_step
 from transfer.liveness import GradientCoverage
 from transfer.optimizer_growth import State
@@ -28,6 +30,8 @@ def train_phase(
 ) -> State:
     """Trains the model in place through its phase, records it, and saves it.
 
+    A phase in which the run was stopped goes on there; one that was over then is not trained again.
+
     Args:
         state: moments to go on with, grown from those of the phase before; those missing start afresh.
         grow: makes the next phase's model; with `grow_when = "auto"` trials of it end the phase.
@@ -35,21 +39,41 @@ def train_phase(
         The moments at the end.
     Raises:
         UserError: the loss is no longer a number, or the disk is full.
+        Stopped: a signal asked for it; the run's state is saved.
     """
+    model.compute_dtype = run.compute_dtype
+    saved = run.take_saved()
+    if saved and saved.is_complete:
+        return state
+    with run.stop.held():
+        moments = train_steps(run, phase, model, state, grow, saved)
+    run.stop.raise_if_asked(f"after phase {phase}, and saved")
+    return moments
+
+
+def train_steps(
+    run: Run, phase: int, model: Transformer, state: State | None, grow: Grow | None, saved: RunState | None
+) -> State:
+    """As `train_phase`, from where `saved` says."""
     config, data = run.config, run.data
     trials = trial_steps(config.steps(phase)) if grow and config.grow_when == "auto" else []
     steps = trials[-1] if trials else config.steps(phase)
     print(phase_header(phase, steps, config.learning_rate(phase), run.device, run.plan.counts[phase - 1], model.config))
+    run.saver.wait()  # what it may still be writing is the phase before, whose memory this one needs
     # Before the optimizers, which with lean memory free the gradients that it looks at.
-    coverage = GradientCoverage(model, run.plan.models[phase - 2]) if phase > 1 else None
+    watches = phase > 1 and (saved is None or saved.coverage is not None)
+    coverage = GradientCoverage(model, run.plan.models[phase - 2]) if watches else None
+    if coverage and saved:
+        coverage.go_on_from(saved.coverage)
     optimizers = prepare_training(model, config, run.compute_dtype, run.plan.is_lean)
     write_state(model, optimizers, state or {})
     rate_at = phase_rates(config, phase, steps)
-    rows = StepRows(run, phase)
+    first = saved.step if saved else 0
+    rows = StepRows(run, phase, saved.rows, saved.phase_seconds) if saved else StepRows(run, phase)
 
-    step = -1
-    with tqdm(total=steps, desc=f"phase {phase}", unit="step", disable=None, leave=False) as bar:
-        for step in range(steps):
+    step = first - 1
+    with tqdm(total=steps, initial=first, desc=f"phase {phase}", unit="step", disable=None, leave=False) as bar:
+        for step in range(first, steps):
             tokens_BT = to_device(data.train_batch(run.steps_done), run.device)
             loss, routings, grad_norm = train_step(model, optimizers, tokens_BT, rate_at(step), config)
             run.count_step(model.config)
@@ -73,6 +97,7 @@ def train_phase(
                     record_trial(run, phase, step, trial)
                 if trial and trial.pays:
                     break
+            save_if_due(run, phase, step + 1, model, optimizers, rows, coverage)
 
     if rows.rows:
         rows.write(routings)
@@ -81,8 +106,10 @@ def train_phase(
         coverage.close()
     run.losses[f"phase{phase}_final"] = record_evaluation(run, phase, step, model)
     tell_story(run, phase, model)
-    save_model(model, run.model_path(phase))
-    return read_state(model, optimizers)
+    checksum = save_model(model, run.model_path(phase))
+    moments = read_state(model, optimizers)
+    save_after_phase(run, phase, checksum, moments)
+    return moments
 
 
 def phase_rates(config: TrainingConfig, phase: int, steps: int) -> Callable[[int], float]:

@@ -16,6 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from training.bad_steps import EXPLODED
+
 MOMENTUM = 0.95
 # Jordan's quintic: five steps bring singular values of 0.01 to 1 to about 0.7 to 1.2.
 A, B, C, STEPS = 3.4445, -4.7750, 2.0315, 5
@@ -55,6 +57,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": 0.0, "weight_decay": weight_decay, "n_heads": 0, "period": 1})
         self.dtype, self.momentum_dtype = dtype, momentum_dtype
         self.norms_in_backward: list[Tensor] = []
+        self.is_sound = torch.tensor(True)  # bool (), on the device in training: a step that is not changes nothing
 
     @torch.no_grad()
     def step(self) -> None:
@@ -63,15 +66,15 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                direction_NOI = self._direction(parameter, group)
+                direction_NOI = self._direction(parameter, group, self.is_sound)
                 # A tall matrix is orthogonalised as its transpose, together with wide ones.
                 alike = tuple(sorted(direction_NOI.shape[1:]))
                 batch = waiting.setdefault(alike, [])
                 batch.append((parameter, group, direction_NOI))
                 if sum(len(directions) for *_, directions in batch) >= BATCH:
-                    self._move(waiting.pop(alike))
+                    self._move(waiting.pop(alike), self.is_sound)
         for batch in waiting.values():
-            self._move(batch)
+            self._move(batch, self.is_sound)
 
     def move_in_backward(self, largest_norm: float) -> None:
         """From now on the backward pass moves the matrices, at the rates set before it.
@@ -90,18 +93,19 @@ class Muon(torch.optim.Optimizer):
         norm = parameter.grad.norm()
         self.norms_in_backward.append(norm)
         whole_norm = self.state[parameter].get("whole_norm", norm)
+        sound = self.is_sound & (norm <= EXPLODED * largest_norm)
         torch.nn.utils.clip_grads_with_norm_([parameter], largest_norm, torch.maximum(norm, whole_norm))
-        self._move([(parameter, group, self._direction(parameter, group))])
+        self._move([(parameter, group, self._direction(parameter, group, sound))], sound)
         parameter.grad = None
 
     def end_step(self, whole_norm: Tensor) -> None:
         """Notes the norm of the whole gradient, where the next one will be clipped in the backward pass."""
         if self.norms_in_backward:
             for state in self.state.values():
-                state["whole_norm"] = whole_norm
+                state["whole_norm"] = torch.where(self.is_sound, whole_norm, state.get("whole_norm", 0.0))
             self.norms_in_backward.clear()
 
-    def _direction(self, parameter: Tensor, group: dict) -> Tensor:
+    def _direction(self, parameter: Tensor, group: dict, is_sound: Tensor) -> Tensor:
         """Takes the gradient into the momentum; the matrices that move now, (n, out, in), before orthogonalisation."""
         state, gradient = self.state[parameter], parameter.grad
         if "momentum_buffer" not in state:
@@ -111,7 +115,7 @@ class Muon(torch.optim.Optimizer):
         # Rounded once: a bf16 momentum would lose its small changes to a second rounding. Matrix by matrix,
         # because the difference takes as much memory as the gradient.
         for m_OI, g_OI in zip(momentum.view(-1, *momentum.shape[-2:]), gradient.view(-1, *gradient.shape[-2:])):
-            m_OI.add_(g_OI - m_OI, alpha=1 - MOMENTUM)
+            m_OI.add_(torch.where(is_sound, g_OI - m_OI, 0), alpha=1 - MOMENTUM)
         momentum, gradient = self._in_turn(momentum, state, group), self._in_turn(gradient, state, group)
         direction = gradient.lerp(momentum.to(gradient.dtype), MOMENTUM).to(self.dtype)
         if group["n_heads"]:
@@ -123,7 +127,7 @@ class Muon(torch.optim.Optimizer):
         period = group["period"]
         return stack if period == 1 else stack[int(state["step"]) % period :: period]
 
-    def _move(self, batch: list[tuple[Tensor, dict, Tensor]]) -> None:
+    def _move(self, batch: list[tuple[Tensor, dict, Tensor]], is_sound: Tensor) -> None:
         """Moves parameters by their directions, which are all of one shape or its transpose."""
         wide = [directions if is_wide(directions) else directions.mT for *_, directions in batch]
         updates = orthogonalise(torch.cat(wide)).split([len(directions) for directions in wide])
@@ -135,8 +139,8 @@ class Muon(torch.optim.Optimizer):
             state = self.state[parameter]
             lr = group["lr"] * math.sqrt(group["period"])
             moving = self._in_turn(parameter, state, group)
-            moving.mul_(1 - lr * group["weight_decay"])
-            moving.add_(update.view_as(moving), alpha=-lr * math.sqrt(max(1, O / I)))
+            moving.mul_(torch.where(is_sound, 1 - lr * group["weight_decay"], 1.0))
+            moving.add_(torch.where(is_sound, update, 0).view_as(moving), alpha=-lr * math.sqrt(max(1, O / I)))
             state["step"] += 1
 
 

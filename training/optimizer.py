@@ -6,6 +6,7 @@ Measured in docs/GROWTH_STUDY.md, section "The recipe".
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from config import ModelConfig
 from models import Transformer
@@ -88,6 +89,13 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: fl
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group["share"]
+
+
+def take_if(is_sound: Tensor, optimizers: list[torch.optim.Optimizer]) -> None:
+    """The next step changes nothing unless `is_sound`, bool () on the device."""
+    muon, adamw = optimizers
+    muon.is_sound = is_sound
+    adamw.found_inf = (~is_sound).float()  # as torch's GradScaler tells a fused optimizer
 
 
 def read_state(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> State:

@@ -223,7 +223,7 @@ def require_memory(plan: Plan, ignore: bool) -> None:
         )
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """CUDA has its own exception; MPS and the CPU's allocator say it in words."""
     words = ("MPS backend out of memory", "DefaultCPUAllocator")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in words)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from config import UserError
+from durable_files import replacing
 from training.history import read_history
 
 COLOURS = {1: "#4477aa", 2: "#ee7733", 3: "#228833"}
@@ -56,7 +57,8 @@ def plot_curves(history_path: Path, picture_path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.87))
     try:
-        figure.savefig(picture_path, dpi=110)
+        with replacing(picture_path) as file:
+            figure.savefig(file, format="png", dpi=110)
     except OSError as error:
         raise UserError(f"could not write {picture_path}: {error.strerror}; models and history are complete") from error
     finally:

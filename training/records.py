@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from config import UserError
 from models import Routing, Transformer
+from training.bad_steps import is_sound, require_sound_steps
 from training.evaluate import bits_per_byte, greedy_continuation, heldout_loss
 from training.grow_when import Trial
 from training.run import Run
@@ -23,34 +24,50 @@ SAMPLE_PROMPT = "Once upon a time"
 class StepRows:
     """Holds the figures of steps on the device until a line is printed: reading them waits for it."""
 
-    def __init__(self, run: Run, phase: int):
-        self.run, self.phase, self.start, self.rows = run, phase, time.perf_counter(), []
+    def __init__(self, run: Run, phase: int, rows: list[tuple] = (), seconds: float = 0.0):
+        """`rows` and `seconds` are those of a phase that goes on after a stop."""
+        self.run, self.phase, self.rows = run, phase, list(rows)
+        self.start = time.perf_counter() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Since the phase began."""
+        return time.perf_counter() - self.start
 
     def add(self, step: int, loss: Tensor, grad_norm: Tensor, lr: float) -> None:
-        seconds = time.perf_counter() - self.start
-        self.rows.append((step, loss.detach(), grad_norm.detach(), lr, self.run.tokens_seen, seconds))
+        self.rows.append((step, loss.detach(), grad_norm.detach(), lr, self.run.tokens_seen, self.seconds))
 
     def write(self, routings: list[Routing]) -> None:
         """Writes all rows to the history and prints the last, with the routing of its step."""
         for step, loss, grad_norm, lr, tokens, seconds in self.rows:
+            skipped = {} if is_sound(loss, grad_norm, self.run.config.grad_clip) else {"skipped": True}
             loss, grad_norm = loss.item(), grad_norm.item()
-            require_finite(self.run, self.phase, step, loss, grad_norm)
             is_last = step == self.rows[-1][0]
             figures = routing_figures(routings) if is_last and routings else {}
             self.run.history.write(
                 "step", phase=self.phase, step=step, loss=loss, lr=lr, grad_norm=grad_norm,
-                tokens=tokens, seconds=round(seconds, 3), **figures,
+                tokens=tokens, seconds=round(seconds, 3), **skipped, **figures,
             )  # fmt: skip
+            self.count(step, f"loss {loss}, gradient norm {grad_norm}", bool(skipped))
         tqdm.write(f"  step {step:>4} | loss {loss:.4f} | {seconds:.1f}s")
         self.rows.clear()
 
+    def count(self, step: int, figures: str, is_skipped: bool) -> None:
+        """Raises UserError after too many skipped steps in a row."""
+        run = self.run
+        run.skipped_steps += is_skipped
+        run.skipped_in_a_row = run.skipped_in_a_row + 1 if is_skipped else 0
+        if is_skipped:
+            tqdm.write(f"  step {step:>4} | skipped: {figures}")
+        require_sound_steps(run.skipped_in_a_row, self.phase, step, figures, run.config)
 
-def require_finite(run: Run, phase: int, step: int, loss: float, grad_norm: float = 0.0) -> None:
+
+def require_finite(run: Run, phase: int, step: int, loss: float) -> None:
     """Raises UserError where training has run away, before anything of it is saved."""
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+    if not math.isfinite(loss):
         raise UserError(
-            f"phase {phase}, step {step}: loss {loss}, gradient norm {grad_norm}; "
-            f"train again with --lr-phase{phase} {run.config.learning_rate(phase) / 2:g}"
+            f"phase {phase}, step {step}: held-out loss {loss}; the state saved before is whole. "
+            f"Go on with --resume --lr-phase{phase} {run.config.learning_rate(phase) / 2:g}"
         )
 
 

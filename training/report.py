@@ -46,30 +46,35 @@ def jump_verdict(jump: float, to_phase: int) -> str:
 
 
 def boundary_summary(losses: dict[str, float], bytes_per_token: float) -> str:
-    """The closing box. All losses are held-out, in fp32; jumps compare the same batches."""
+    """The closing box. All losses are held-out, in fp32; jumps compare the same batches.
+
+    A run that started in a later phase has no figures of those before.
+    """
     bar = "═" * 59
 
-    def line(label: str, name: str) -> str:
-        loss = losses[name]
-        return f"  {label:<24}:  {loss:.4f}   {bits_per_byte(loss, bytes_per_token):.3f} bits per byte"
+    def line(label: str, name: str) -> list[str]:
+        if name not in losses:
+            return []
+        bits = bits_per_byte(losses[name], bytes_per_token)
+        return [f"  {label:<24}:  {losses[name]:.4f}   {bits:.3f} bits per byte"]
 
-    def jump(label: str, to_phase: int) -> str:
-        jump = losses[f"jump{to_phase - 1}{to_phase}"]
-        return f"  {label:<24}:  {abs(jump):.4f}  {jump_verdict(jump, to_phase)}"
+    def jump(label: str, to_phase: int) -> list[str]:
+        jump = losses.get(f"jump{to_phase - 1}{to_phase}")
+        return [] if jump is None else [f"  {label:<24}:  {abs(jump):.4f}  {jump_verdict(jump, to_phase)}"]
 
     return "\n".join(
         [
             "",
             "BOUNDARY SUMMARY  (held-out losses, fp32)",
             bar,
-            line("Phase 1 final loss", "phase1_final"),
-            line("Phase 2 first loss", "phase2_first"),
-            line("Phase 2 final loss", "phase2_final"),
-            jump("Phase 1→2 jump", 2),
+            *line("Phase 1 final loss", "phase1_final"),
+            *line("Phase 2 first loss", "phase2_first"),
+            *line("Phase 2 final loss", "phase2_final"),
+            *jump("Phase 1→2 jump", 2),
             "",
-            line("Phase 3 first loss", "phase3_first"),
-            line("Phase 3 final loss", "phase3_final"),
-            jump("Phase 2→3 jump", 3),
+            *line("Phase 3 first loss", "phase3_first"),
+            *line("Phase 3 final loss", "phase3_final"),
+            *jump("Phase 2→3 jump", 3),
             f"  {'Phase 3 total drop':<24}:  {losses['total_drop']:.4f}",
             bar,
         ]

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import platform
-import subprocess
-import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from config import ModelConfig, TrainingConfig, UserError
-from data import StoryData, load_data
-from training.device import choose_precision
+from config import ModelConfig, TrainingConfig
+from data import StoryData
+from models import Transformer
 from training.flops import step_flops
 from training.history import History
-from training.plan import Plan, make_plan, require_memory
+from training.plan import Plan
+from training.run_state import STATE_NAME, RunState
+from training.saver import Saver
+from training.stop import StopSignals
+from transfer.optimizer_growth import State
 
 HISTORY_NAME = "training_history.jsonl"
 PICTURE_NAME = "training_curves.png"
@@ -26,7 +27,10 @@ MODEL_NAMES = {1: "dense_model.pt", 2: "moe_model_final.pt", 3: "large_moe_final
 
 @dataclass
 class Run:
-    """Settings, data and record of one run, and how far it has come."""
+    """Settings, data and record of one run, and how far it has come.
+
+    `saved` is where it begins, and `entry` the model and the moments with which; each is taken once.
+    """
 
     config: TrainingConfig
     device: torch.device
@@ -38,10 +42,36 @@ class Run:
     history: History
     steps_done: int = 0
     flops_done: float = 0.0  # counted, trials of growth included
+    skipped_steps: int = 0  # see training/bad_steps.py
+    skipped_in_a_row: int = 0
     losses: dict[str, float] = field(default_factory=dict)  # what the closing summary prints
+    stories: dict = field(default_factory=dict)  # their fingerprint
+    facts: dict = field(default_factory=dict)  # versions and machine
+    saved: RunState | None = None
+    entry: tuple[Transformer, State] | None = None
+    saver: Saver | None = None
+    stop: StopSignals = field(default_factory=StopSignals)
+    seconds_before: float = 0.0  # until it was stopped
+    started: float = field(default_factory=time.perf_counter)
 
     def model_path(self, phase: int) -> Path:
         return self.folder / MODEL_NAMES[phase]
+
+    def enter(self) -> tuple[int, Transformer, State]:
+        """The phase in which the run begins, the model with which, and the optimizers' moments."""
+        (model, moments), self.entry = self.entry, None
+        return self.saved.phase, model, moments
+
+    def take_saved(self) -> RunState | None:
+        """Where the phase that is now beginning was stopped; None for one that begins at its beginning."""
+        saved, self.saved = self.saved, None
+        return saved
+
+    def forget_state(self) -> None:
+        """Deletes the saved state of a run that is complete: it is as large as the models, and of no more use."""
+        self.saver.wait()
+        self.history.sync()
+        (self.folder / STATE_NAME).unlink(missing_ok=True)
 
     def count_step(self, model: ModelConfig) -> None:
         self.steps_done += 1
@@ -51,69 +81,7 @@ class Run:
     def tokens_seen(self) -> int:
         return self.steps_done * self.config.batch_size * self.config.context_length
 
-
-def start_run(config: TrainingConfig, device: torch.device) -> Run:
-    """Everything that can fail before training does, in the order of what it costs to find out.
-
-    Raises:
-        UserError: the folder is taken or not writable, the data cannot be used, the device
-            computes wrongly, or the largest phase will not fit in memory.
-    """
-    folder = Path(config.checkpoint_dir)
-    earlier_run = find_earlier_run(folder, config.overwrite)
-    compute_dtype = choose_precision(device, config)
-    data = load_data(config)
-    heldout = data.heldout_batches()
-    plan = make_plan(config, data.tokenizer.n_vocab, device, compute_dtype)
-    print(plan.table())
-    require_memory(plan, config.ignore_memory_plan)
-    # Only now, when nothing else can be refused, does an earlier run make room for this one.
-    for path in earlier_run:
-        path.unlink()
-    history = History(folder / HISTORY_NAME)
-    history.write(
-        "run",
-        torch=torch.__version__,
-        python=platform.python_version(),
-        commit=git_commit(),
-        device=str(device),
-        precision="bf16" if compute_dtype else "fp32",
-        config=dataclasses.asdict(config),
-        data=data.summary,
-        bytes_per_token=data.bytes_per_token,
-        parameters=[dataclasses.asdict(count) for count in plan.counts],
-    )
-    return Run(config, device, compute_dtype, data, heldout, plan, folder, history)
-
-
-def find_earlier_run(folder: Path, overwrite: bool) -> list[Path]:
-    """Creates the checkpoint folder, and returns the files of a run that it holds already.
-
-    Raises:
-        UserError: there are some and `overwrite` is not set, or the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--checkpoint-dir {folder} is not writable ({error.strerror}); choose another folder"
-        ) from error
-    names = (HISTORY_NAME, *MODEL_NAMES.values(), PICTURE_NAME)
-    taken = [folder / name for name in names if (folder / name).exists()]
-    if taken and not overwrite:
-        raise UserError(
-            f"{folder} holds a run already ({', '.join(path.name for path in taken)}); "
-            f"give another --checkpoint-dir, or --overwrite to replace it"
-        )
-    return taken
-
-
-def git_commit() -> str:
-    """The commit of this code; empty outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+    @property
+    def seconds(self) -> float:
+        """That the run has taken, without the time between a stop and a resume."""
+        return self.seconds_before + time.perf_counter() - self.started

@@ -8,7 +8,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from config import TrainingConfig
 from models import Routing, Transformer, next_token_loss, router_loss
-from training.optimizer import build_optimizers, set_learning_rate
+from training.bad_steps import is_sound
+from training.optimizer import build_optimizers, set_learning_rate, take_if
 
 
 def prepare_training(
@@ -30,7 +31,7 @@ def train_step(
     rate: float,
     config: TrainingConfig,
 ) -> tuple[Tensor, list[Routing], Tensor]:
-    """Moves the model by one batch, in `config.accumulate` parts whose gradients add up.
+    """Moves the model by one batch, in `config.accumulate` parts whose gradients add up; see training/bad_steps.py.
 
     Returns:
         The language-model loss in nats a token, the routing of every layer, and the norm of the gradient
@@ -42,18 +43,21 @@ def train_step(
     parts = tokens_BT.chunk(config.accumulate)
     for part_BT in parts:
         loss, routing = next_token_loss(model, part_BT)
+        take_if(torch.isfinite(loss.detach()), optimizers)  # for matrices that move in the backward pass
         total = loss + router_loss(routing, config.balance_weight, config.z_weight)
         (total * (len(part_BT) / len(tokens_BT))).backward()
         losses.append(loss.detach() * (len(part_BT) / len(tokens_BT)))
         routings.append(routing)
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     grad_norm = get_total_norm(gradients + muon.norms_in_backward)
+    whole_loss = torch.stack(losses).sum()
+    take_if(is_sound(whole_loss, grad_norm, config.grad_clip), optimizers)
     clip_grads_with_norm_(model.parameters(), config.grad_clip, grad_norm)
     muon.end_step(grad_norm)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return torch.stack(losses).sum(), merged(routings), grad_norm
+    return whole_loss, merged(routings), grad_norm
 
 
 def merged(parts: list[list[Routing]]) -> list[Routing]:

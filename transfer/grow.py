@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from command_line import OneLineParser
+from command_line import OneLineParser, one_line
 from config import ModelConfig, TrainingConfig, UserError
 from models import count_parameters, load_model, save_model
 from transfer.simple_growth import scale_bilaterally
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
         given = parse(arguments)
         failed = grow(given)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; no model was written", file=sys.stderr)

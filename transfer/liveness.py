@@ -188,6 +188,17 @@ class GradientCoverage:
         for hook in self._hooks:
             hook.remove()
 
+    def state(self) -> dict:
+        """What has been seen so far: `steps`, and each part's `seen_bits`."""
+        return {"steps": self.steps, "seen": [part.seen_bits for parts in self._watched.values() for part in parts]}
+
+    def go_on_from(self, state: dict) -> None:
+        """Takes over the `state` of a coverage of the same two geometries."""
+        self.steps = state["steps"]
+        parts = [part for parts in self._watched.values() for part in parts]
+        for part, seen_bits in zip(parts, state["seen"], strict=True):
+            part.seen_bits.copy_(seen_bits)
+
     @property
     def new_parameters(self) -> int:
         return sum(part.n_parameters for parts in self._watched.values() for part in parts)

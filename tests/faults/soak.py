@@ -1,0 +1,88 @@
+"""Runs back to back in one process, growth included: does anything leak?   python -m tests.faults.soak --minutes 60
+
+Prints, after each tenth of the time, and fits over all runs but the first few: resident memory in MB per run,
+threads and open files, and the seconds of a run. Exit code 1 where memory grows by 1 MB a run or more, a thread or
+a file is left, or runs grow slower by more than a tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+import train_tinystories
+from tests.faults.damage import redirected
+from tests.faults.runs import Workshop
+
+WARM_UP = 5
+LARGEST_SLOPE_MB = 1.0
+LARGEST_DRIFT = 0.1
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def one_run(shop: Workshop, folder: Path) -> float:
+    """The seconds of one run of all three phases, in this process."""
+    began = time.perf_counter()
+    with redirected(io.StringIO(), err := io.StringIO()):
+        code = train_tinystories.main([str(argument) for argument in shop.arguments(folder)])
+    if code:
+        raise RuntimeError(f"a run ended with {code}: {err.getvalue()}")
+    shutil.rmtree(folder)
+    return time.perf_counter() - began
+
+
+def slope(values: list[float]) -> float:
+    """Of a straight line through the values, per run."""
+    return float(np.polyfit(range(len(values)), values, 1)[0])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    minutes = parser.parse_args().minutes
+    with tempfile.TemporaryDirectory(prefix="soak-") as name:
+        shop = Workshop.at(Path(name))
+        rows: list[tuple[float, float, int, int]] = []
+        began, told = time.monotonic(), 0
+        while time.monotonic() - began < 60 * minutes:
+            seconds = one_run(shop, Path(name) / "run")
+            gc.collect()
+            rows.append((resident_mb(), seconds, threading.active_count(), open_files()))
+            if (time.monotonic() - began) / (60 * minutes) * 10 >= told + 1:
+                told += 1
+                print(f"run {len(rows)}: {rows[-1][0]:.0f} MB, {seconds:.2f} s, {rows[-1][2]} threads, "
+                      f"{rows[-1][3]} files", flush=True)  # fmt: skip
+    memory, times, threads, files = map(list, zip(*rows[WARM_UP:]))
+    half = len(times) // 2
+    # The median: a busy machine makes single runs slow.
+    drift = np.median(times[half:]) / np.median(times[:half]) - 1
+    grown = slope(memory)
+    print(
+        f"{len(rows)} runs; memory {memory[0]:.0f} to {memory[-1]:.0f} MB, slope {grown:+.3f} MB a run; "
+        f"seconds a run {np.median(times):.2f}, second half {drift:+.1%}; threads {threads[0]} to {threads[-1]}; "
+        f"files {files[0]} to {files[-1]}"
+    )
+    leaks = grown >= LARGEST_SLOPE_MB or threads[-1] > threads[0] or files[-1] > files[0]
+    return 1 if leaks or drift > LARGEST_DRIFT else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Going on with a saved run: which settings may differ, and what it goes on with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from config import ModelConfig, TrainingConfig, UserError
+from models import Transformer, build_dense_model
+from models.files import load_model_and_checksum
+from training.run_state import RunState
+
+# Up to where in the run a setting may differ from the saved one, in phases: 1 is "while phase 1 lasts",
+# 1.5 "until phase 2 begins". What is not here may always differ: it changes how training goes on, and
+# not what has been done.
+MAY_DIFFER_UNTIL = {
+    **dict.fromkeys(("preset", "start_phase", "seed", "context_length", "d_model", "n_layers", "n_heads"), 0.0),
+    **dict.fromkeys(("grow_when", "eval_batches"), 0.0),
+    **dict.fromkeys(("steps_phase1", "lr_phase1"), 1.0),
+    **dict.fromkeys(("n_experts", "top_k", "router_std"), 1.5),
+    **dict.fromkeys(("steps_phase2", "lr_phase2"), 2.0),
+    **dict.fromkeys(("scale_factor", "extra_layers", "noise_std", "grow_optimizer"), 2.5),
+    **dict.fromkeys(("steps_phase3", "lr_phase3"), 3.0),
+}
+# How a run is started, where it keeps things and when it saves: no figure depends on these, and they are not compared.
+NEUTRAL = ("resume", "overwrite", "checkpoint_dir", "cache_dir", "save_every", "ignore_memory_plan")
+
+
+def changed_settings(saved: RunState, config: TrainingConfig) -> dict[str, list]:
+    """Every setting that differs, as [saved, now].
+
+    Raises:
+        UserError: one of them can no longer differ; the text names all of these, and those that may.
+    """
+    now = dataclasses.asdict(config)
+    changes = {name: [saved.config[name], now[name]] for name in now if name not in NEUTRAL}
+    changes = {name: pair for name, pair in changes.items() if pair[0] != pair[1]}
+    fixed = [name for name in changes if MAY_DIFFER_UNTIL.get(name, 3.0) < saved.position]
+    if fixed:
+        may = [name for name in now if MAY_DIFFER_UNTIL.get(name, 3.0) >= saved.position]
+        raise UserError(
+            f"the saved run is {'after' if saved.is_complete else 'in'} phase {saved.phase}, where these settings can "
+            f"no longer differ from its own: {', '.join(f'{n} (saved {changes[n][0]}, given {changes[n][1]})' for n in fixed)}; "
+            f"leave them out, or start a new run in another --checkpoint-dir. These may differ: {', '.join(may)}"
+        )
+    steps = f"steps_phase{saved.phase}"
+    if steps in changes and now[steps] <= saved.step:
+        raise UserError(f"{steps} is {now[steps]}, but the saved run has done {saved.step} of them; give more")
+    if saved.steps_done * saved.config["batch_size"] % config.batch_size:
+        raise UserError(
+            f"batch_size is {config.batch_size}, but the saved run has read {saved.steps_done} batches of "
+            f"{saved.config['batch_size']}, which are no whole number of those; give half of it, or leave it out"
+        )
+    return changes
+
+
+def entry_model(saved: RunState, model_path: Path, geometry: ModelConfig, seed: int) -> Transformer:
+    """The model with which a run goes on from `saved`, on the CPU; a new one where it begins.
+
+    Args:
+        model_path: of the model of the phase `saved.phase`.
+        geometry: what the config makes of that phase.
+    Raises:
+        UserError: the model is missing or damaged, is not the saved run's, or its geometry is another one.
+    """
+    if saved.is_complete:
+        model, checksum = load_model_and_checksum(model_path)
+        if saved.model_checksum and checksum != saved.model_checksum:
+            raise UserError(f"{model_path} is not the model that the saved run wrote; put that back")
+        require_geometry(str(model_path), model.config, geometry)
+        return model
+    if saved.weights is None:
+        return build_dense_model(geometry, seed=seed)
+    with torch.device("meta"):
+        model = Transformer(geometry)
+    model.load_state_dict(saved.weights, assign=True)
+    return model.requires_grad_(True)
+
+
+def require_geometry(name: str, found: ModelConfig, wanted: ModelConfig) -> None:
+    """Raises UserError naming every field in which the model differs from what the config makes of it."""
+    pairs = zip(dataclasses.asdict(found).items(), dataclasses.asdict(wanted).values())
+    differ = [f"{field} {value}, here {other}" for (field, value), other in pairs if value != other]
+    if differ:
+        raise UserError(f"{name} has another geometry than this run: {'; '.join(differ)}; give the settings it had")
+
+
+def on_device(moments: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Moments where their optimizer keeps them: Muon's count of steps, an integer, stays on the host."""
+    return {key: value if value.dtype == torch.int64 else value.to(device) for key, value in moments.items()}

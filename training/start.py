@@ -1,0 +1,205 @@
+"""How a run begins: anew, from a finished phase, or where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+import numpy
+import torch
+
+from config import TrainingConfig, UserError
+from data import load_data
+from data.fingerprint import fingerprint, require_same_stories
+from durable_files import remove_leftovers
+from training.device import choose_precision
+from training.flops import step_flops
+from training.history import History, require_history
+from training.plan import Plan, make_plan, require_memory
+from training.resume import changed_settings, entry_model, on_device
+from training.run import HISTORY_NAME, MODEL_NAMES, PICTURE_NAME, Run
+from training.run_state import STATE_NAME, RunState, read_run_state, write_run_state
+from training.saver import Saver
+from training.stop import StopSignals
+
+LOCK_NAME = ".run.lock"
+
+
+@contextlib.contextmanager
+def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -> Iterator[Run]:
+    """Everything that can fail before training does, in the order of what it costs to find out.
+
+    Raises:
+        UserError: the folder is taken, in use or not writable, the saved state cannot be used, the
+            data cannot be used or is not the saved run's, the device computes wrongly, or the
+            largest phase will not fit in memory.
+    """
+    started = time.perf_counter()
+    folder = Path(config.checkpoint_dir)
+    require_writable(folder)
+    with sole_run(folder):
+        saved = read_run_state(folder) if config.resume else None
+        if saved:
+            require_history(folder / HISTORY_NAME, saved.history_bytes, saved.history_crc)
+        changes = changed_settings(saved, config) if saved else {}
+        earlier_run = [] if saved else find_earlier_run(folder, config)
+        chosen = decided_before(saved, config, changes) if saved else config
+        compute_dtype = choose_precision(device, chosen)
+        data = load_data(config)
+        stories = fingerprint(data)
+        if saved:
+            require_same_stories(saved.data, stories)
+        heldout = data.heldout_batches()
+        plan = make_plan(chosen, data.tokenizer.n_vocab, device, compute_dtype)
+        print(plan.table())
+        require_memory(plan, config.ignore_memory_plan)
+        new = beginning(config, plan, stories, facts(device, plan))
+        at = saved or new
+        path = folder / MODEL_NAMES[at.phase]
+        model = entry_model(at, path, plan.models[at.phase - 1], config.seed).to(device)
+        moments = {name: on_device(values, device) for name, values in at.moments.items()}
+        at.weights, at.moments = None, {}  # the model and the optimizers own them from here on
+        # Only now, when nothing else can be refused, does an earlier run make room for this one.
+        for earlier in earlier_run:
+            earlier.unlink()
+        remove_leftovers(folder, (STATE_NAME, PICTURE_NAME, *MODEL_NAMES.values()))
+        if not saved:
+            # Before the history: from its first row on, the run can be resumed.
+            write_run_state(new, folder)
+        history = History(folder / HISTORY_NAME, at.history_bytes, at.history_crc)
+        run = Run(
+            config, device, compute_dtype, data, heldout, plan, folder, history,
+            steps_done=at.steps_done * at.config["batch_size"] // config.batch_size, flops_done=at.flops_done,
+            skipped_steps=at.skipped_steps, skipped_in_a_row=at.skipped_in_a_row,
+            losses=at.losses, stories=stories, facts=new.facts, saved=at, entry=(model, moments),
+            saver=Saver(folder, config.save_every), stop=stop, seconds_before=at.seconds, started=started,
+        )  # fmt: skip
+        del model, moments
+        record_start(run, new, changes)
+        try:
+            yield run
+        finally:
+            history.close()
+            run.saver.wait()
+
+
+def decided_before(saved: RunState, config: TrainingConfig, changes: dict) -> TrainingConfig:
+    """With what "auto" had been decided to be: timed, or measured, anew it might be something else."""
+    kept = {name: saved.facts[name] for name in ("precision", "memory") if name not in changes}
+    return dataclasses.replace(config, **kept)
+
+
+def beginning(config: TrainingConfig, plan: Plan, stories: dict, facts: dict) -> RunState:
+    """Where a run that is not resumed begins: before its first step, or where `start_phase` says.
+
+    With a `start_phase` the phases before it count as done, so that training does not read their stories again.
+    """
+    state = RunState(dataclasses.asdict(config), stories, facts)
+    for phase in range(1, config.start_phase):
+        state.phase, state.is_complete = phase, True
+        state.steps_done += config.steps(phase)
+        state.flops_done += config.steps(phase) * step_flops(plan.models[phase - 1], config.batch_size)
+    return state
+
+
+def record_start(run: Run, new: RunState, changes: dict[str, list]) -> None:
+    """Writes the `run` row; or says from where a run goes on, and writes what is otherwise than before, if anything."""
+    at = run.saved
+    if run.config.resume:
+        where = f"after phase {at.phase}" if at.is_complete else f"in phase {at.phase}, step {at.step}"
+        print(f"Going on with the run in {run.folder} {where}")
+    if at.history_bytes == 0:
+        run.history.write(
+            "run",
+            **new.facts,
+            config=new.config,
+            data=run.data.summary,
+            fingerprint={split: run.stories[split]["checksums"][-1] for split in ("train", "valid")},
+            bytes_per_token=run.data.bytes_per_token,
+            parameters=[dataclasses.asdict(count) for count in run.plan.counts],
+        )
+        return
+    changes |= {name: [at.facts[name], value] for name, value in new.facts.items() if at.facts[name] != value}
+    if changes:
+        said = ", ".join(f"{name} {before} → {now}" for name, (before, now) in changes.items())
+        print(f"Otherwise than before: {said}. The run is no longer, bit for bit, the one that was never stopped")
+        run.history.write("resumed", phase=at.phase, step=at.step, changes=changes)
+
+
+def facts(device: torch.device, plan: Plan) -> dict:
+    """What besides config and data can make two runs differ."""
+    return {
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "commit": git_commit(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "precision": "bf16" if plan.compute_dtype else "fp32",
+        "memory": "lean" if plan.is_lean else "full",
+    }
+
+
+@contextlib.contextmanager
+def sole_run(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    lock = filelock.FileLock(folder / LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(
+            f"another process is training in {folder}; wait for it, or give another --checkpoint-dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_writable(folder: Path) -> None:
+    """Creates the checkpoint folder. Raises UserError where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--checkpoint-dir {folder} is not writable ({error.strerror}); choose another folder"
+        ) from error
+
+
+def find_earlier_run(folder: Path, config: TrainingConfig) -> list[Path]:
+    """The files in the folder that this run would write anew.
+
+    Raises:
+        UserError: there are some and `overwrite` is not set.
+    """
+    names = (STATE_NAME, HISTORY_NAME, *(MODEL_NAMES[p] for p in (1, 2, 3) if p >= config.start_phase), PICTURE_NAME)
+    taken = [folder / name for name in names if (folder / name).exists()]
+    if taken and not config.overwrite:
+        raise UserError(
+            f"{folder} holds a run already ({', '.join(path.name for path in taken)}); --resume goes on with it, "
+            f"another --checkpoint-dir leaves it alone, --overwrite replaces it"
+        )
+    return taken
+
+
+def git_commit() -> str:
+    """The commit of this code, and "-dirty" where it has been changed since; empty outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

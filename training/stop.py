@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM: finish the step, save, leave. A second signal leaves at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; the text says where it was."""
+
+    def __init__(self, number: int, where: str):
+        super().__init__(f"stopped by {signal.Signals(number).name} {where}")
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """While it is open, SIGINT and SIGTERM raise `Stopped`: at once, or, inside `held`, when they are asked for."""
+
+    def __init__(self):
+        self._received: int | None = None
+        self._is_held = False
+
+    def __enter__(self) -> StopSignals:
+        self._before = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame) -> None:
+        if self._received:
+            os._exit(128 + number)
+        self._received = number
+        if not self._is_held:
+            raise Stopped(number, "between two phases")
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nfinishing this step, then saving; the same again stops at once\n")
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, a signal waits for `raise_if_asked`."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+
+    @property
+    def is_asked(self) -> bool:
+        return self._received is not None
+
+    def raise_if_asked(self, where: str) -> None:
+        """Raises `Stopped` if a signal has come."""
+        if self._received:
+            raise Stopped(self._received, where)
