@@ -24,7 +24,7 @@ import torch
 from command_line import OneLineParser
 from config import UserError
 from training.allocator import hand_out_large_blocks
-from training.run import git_commit
+from training.start import git_commit
 
 ROUNDS = 5
 # Shorter samples would measure the clock and the scheduler.

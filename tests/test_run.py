@@ -362,3 +362,19 @@ def test_with_auto_a_trial_that_pays_ends_the_phase(tmp_path, token_cache, monke
     steps = [max(row["step"] for row in rows if row["event"] == "step" and row["phase"] == p) for p in (1, 2, 3)]
     assert steps == [5, 2, 2]
     assert rows[-1]["flops"] > 0
+
+
+def test_a_run_with_lean_memory_goes_through_both_boundaries(tmp_path, token_cache, finished, capsys):
+    assert run(tmp_path, token_cache, "--memory", "lean") == 0
+    assert "memory lean" in capsys.readouterr().out
+    summaries = [read_history(folder / "training_history.jsonl")[-1] for folder in (tmp_path, finished[0])]
+    for key in ("phase1_final", "phase2_final", "phase3_final"):
+        assert summaries[0][key] == pytest.approx(summaries[1][key], abs=0.1)
+    assert summaries[0]["phase3_final"] != summaries[1]["phase3_final"]
+    lean, full = (
+        [row for row in read_history(folder / "training_history.jsonl") if row["event"] == "liveness"]
+        for folder in (tmp_path, finished[0])
+    )
+    assert [row["coverage_steps"] for row in lean] == [None, 12, None, 12]
+    for i in (1, 3):
+        assert lean[i]["never_touched_share"] == pytest.approx(full[i]["never_touched_share"], abs=0.02)

@@ -36,6 +36,13 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def to_device(tokens: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The batch on its device; a GPU goes on with the step before meanwhile, as nobody waits for the copy."""
+    if device.type == "cuda":
+        tokens = tokens.pin_memory()
+    return tokens.to(device, non_blocking=True)
+
+
 def require_fixed_mps(torch_version: str) -> None:
     """Raises UserError below torch 2.13, whose bf16 causal attention on MPS leaked future tokens."""
     major, minor = (int(part) for part in torch_version.split(".")[:2])

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from config import LONGEST_PHASE
 from models import Transformer
+from training.device import to_device
 from training.evaluate import heldout_loss
 from training.flops import step_flops
 from training.optimizer import write_state
@@ -82,7 +83,7 @@ def try_growth(run: Run, model: Transformer, state: State, rate: float, grow: Gr
         write_state(contender, optimizers, moments)
         step_cost = step_flops(contender.config, config.batch_size)
         for step in range(round(flops / step_cost)):
-            tokens_BT = run.data.train_batch(run.steps_done + step).to(run.device)
+            tokens_BT = to_device(run.data.train_batch(run.steps_done + step), run.device)
             train_step(contender, optimizers, tokens_BT, rate, config)
             run.flops_done += step_cost
         return heldout_loss(contender, run.heldout)

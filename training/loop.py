@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from config import TrainingConfig
 from models import Transformer, save_model
+from training.device import to_device
 from training.grow_when import Grow, trial_steps, try_growth
 from training.optimizer import read_state, write_state
 from training.records import StepRows, record_evaluation, record_liveness, record_trial, tell_story
@@ -73,7 +74,7 @@ def train_steps(
     step = first - 1
     with tqdm(total=steps, initial=first, desc=f"phase {phase}", unit="step", disable=None, leave=False) as bar:
         for step in range(first, steps):
-            tokens_BT = data.train_batch(run.steps_done).to(run.device)
+            tokens_BT = to_device(data.train_batch(run.steps_done), run.device)
             loss, routings, grad_norm = train_step(model, optimizers, tokens_BT, rate_at(step), config)
             run.count_step(model.config)
 

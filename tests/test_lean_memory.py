@@ -1,0 +1,119 @@
+"""Lean memory: the same training, with less of it in memory at once; batches in parts."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from config import PRESETS, ModelConfig, UserError
+from models.moe import MoE
+from test_growth_checks import lively_dense_model, lively_moe_model
+from training.optimizer import build_optimizers, is_matrix, read_state, write_state
+from training.plan import memory_of_phases
+from training.step import prepare_training, train_step
+
+SMALL = ModelConfig(vocab_size=101, d_model=32, n_layers=3, n_heads=4, context_length=16)
+CONFIG = dataclasses.replace(PRESETS["tiny"], z_weight=0.0, balance_weight=0.0)
+
+
+def batch(seed: int, n: int = 8) -> torch.Tensor:
+    return torch.randint(101, (n, 17), generator=torch.Generator().manual_seed(seed))
+
+
+def trained(build, steps: int, is_lean: bool, config=CONFIG):
+    """A model after some steps, its optimizers, and each step's loss and gradient norm."""
+    model = build(SMALL)
+    optimizers = prepare_training(model, config, None, is_lean)
+    figures = []
+    for step in range(steps):
+        loss, _, norm = train_step(model, optimizers, batch(0), 0.01, config)
+        figures.append((loss.item(), norm.item()))
+    return model, optimizers, figures
+
+
+@pytest.mark.parametrize("build", [lively_dense_model, lively_moe_model])
+def test_lean_and_full_memory_learn_the_same(build):
+    """Apart from rounding: momentum in bf16, and a gradient clipped by the norm of the step before."""
+    gentle = dataclasses.replace(CONFIG, grad_clip=1e3)
+    full, lean = (trained(build, 10, is_lean, gentle) for is_lean in (False, True))
+    for (loss, norm), (lean_loss, lean_norm) in zip(full[2], lean[2]):
+        assert lean_loss == pytest.approx(loss, abs=2e-3) and lean_norm == pytest.approx(norm, rel=2e-2)
+    assert full[2][-1][0] < full[2][0][0] - 0.05
+    assert full[2][0] == pytest.approx(lean[2][0], rel=1e-6), "before the first step nothing differs, the norm neither"
+
+
+@pytest.mark.parametrize("is_lean", [False, True])
+def test_gradients_of_two_matrices_never_exist_at_once(is_lean):
+    """Those of one layer's experts come together: two stacks. With full memory all of them are there in the end."""
+    model = lively_moe_model(SMALL)
+    most = [0]
+
+    def count(parameter):
+        alive = [n for n, p in model.named_parameters() if is_matrix(n) and p.grad is not None]
+        most[0] = max(most[0], len(alive))
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(count)
+    optimizers = prepare_training(model, CONFIG, None, is_lean)
+    before = [p.detach().clone() for p in model.parameters()]
+    train_step(model, optimizers, batch(0), 0.01, CONFIG)
+    n_matrices = sum(is_matrix(name) for name, _ in model.named_parameters())
+    assert most[0] == (1 if is_lean else n_matrices)
+    assert all(p.grad is None for p in model.parameters())
+    assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), before) if p.dim() < 3)
+
+
+def test_lean_memory_sets_up_model_and_state():
+    model, optimizers, _ = trained(lively_moe_model, 2, is_lean=True)
+    assert not any(module.keeps_hidden for module in model.modules() if isinstance(module, MoE))
+    state = read_state(model, optimizers)
+    for name, moments in state.items():
+        kinds = {key: value.dtype for key, value in moments.items() if value.dim()}
+        assert kinds == (
+            {"momentum_buffer": torch.bfloat16}
+            if is_matrix(name)
+            else {"exp_avg": torch.float32, "exp_avg_sq": torch.float32}
+        )
+    for lean_clip, dtype in ((None, torch.float32), (1.0, torch.bfloat16)):  # a run may go on in the other mode
+        other = build_optimizers(model, 0.1, lean_clip)
+        write_state(model, other, state)
+        momentum = read_state(model, other)["blocks.0.attention.out.weight"]["momentum_buffer"]
+        assert momentum.dtype == dtype
+
+
+def test_the_norm_of_the_step_before_clips():
+    steps = [trained(lively_dense_model, 2, is_lean=True, config=dataclasses.replace(CONFIG, grad_clip=clip))
+             for clip in (1e3, 0.1)]  # fmt: skip
+    norms = [figures[0][1] for *_, figures in steps]
+    assert norms[0] == norms[1] > 0.1, "norms are those before clipping"
+    states = [read_state(model, optimizers)["blocks.0.mlp.up.weight"] for model, optimizers, _ in steps]
+    assert states[0]["whole_norm"] == pytest.approx(steps[0][2][1][1])
+    ratio = states[1]["momentum_buffer"].float().norm() / states[0]["momentum_buffer"].float().norm()
+    assert ratio < 0.5
+
+
+@pytest.mark.parametrize("build", [lively_dense_model, lively_moe_model])
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_parts_of_a_batch_add_up_to_it(build, parts):
+    whole, split = (
+        trained(build, 1, False, dataclasses.replace(CONFIG, accumulate=accumulate)) for accumulate in (1, parts)
+    )
+    assert whole[2][0] == pytest.approx(split[2][0], rel=1e-5)
+    # The first moments, because an orthogonalised direction magnifies the rounding of small ones.
+    for name, moments in read_state(*whole[:2]).items():
+        key = "momentum_buffer" if is_matrix(name) else "exp_avg"
+        other = read_state(*split[:2])[name][key]
+        assert (moments[key] - other).norm() <= 1e-4 * moments[key].norm() + 1e-9
+
+
+def test_parts_take_less_memory_and_exclude_lean():
+    cpu = torch.device("cpu")
+    whole, split = (
+        memory_of_phases(dataclasses.replace(PRESETS["reference"], accumulate=n), 50_257, cpu, None, False)[0]
+        for n in (1, 4)
+    )
+    assert split.activations < 0.6 * whole.activations and split.weights == whole.weights
+    with pytest.raises(UserError, match="accumulate is 2, but with memory 'lean'.*--accumulate 1"):
+        dataclasses.replace(CONFIG, accumulate=2, memory="lean").validate()
+    with pytest.raises(UserError, match="accumulate is 9, must be at most batch_size, 8"):
+        dataclasses.replace(CONFIG, accumulate=9).validate()
