@@ -34,6 +34,14 @@ class StepRows:
         """Since the phase began."""
         return time.perf_counter() - self.start
 
+    @property
+    def last_was_taken(self) -> bool:
+        """Whether the last step was not skipped; asking waits for the device."""
+        if not self.rows:
+            return self.run.skipped_in_a_row == 0
+        _, loss, grad_norm, *_ = self.rows[-1]
+        return bool(is_sound(loss, grad_norm, self.run.config.grad_clip))
+
     def add(self, step: int, loss: Tensor, grad_norm: Tensor, lr: float) -> None:
         self.rows.append((step, loss.detach(), grad_norm.detach(), lr, self.run.tokens_seen, self.seconds))
 

@@ -29,6 +29,11 @@ MAY_DIFFER_UNTIL = {
 NEUTRAL = ("resume", "overwrite", "checkpoint_dir", "cache_dir", "save_every", "ignore_memory_plan")
 
 
+def may_differ(name: str, position: float) -> bool:
+    """Whether a setting may still differ from that of a run at `position`, see `RunState`."""
+    return MAY_DIFFER_UNTIL.get(name, 3.0) >= position
+
+
 def changed_settings(saved: RunState, config: TrainingConfig) -> dict[str, list]:
     """Every setting that differs, as [saved, now].
 
@@ -38,9 +43,9 @@ def changed_settings(saved: RunState, config: TrainingConfig) -> dict[str, list]
     now = dataclasses.asdict(config)
     changes = {name: [saved.config[name], now[name]] for name in now if name not in NEUTRAL}
     changes = {name: pair for name, pair in changes.items() if pair[0] != pair[1]}
-    fixed = [name for name in changes if MAY_DIFFER_UNTIL.get(name, 3.0) < saved.position]
+    fixed = [name for name in changes if not may_differ(name, saved.position)]
     if fixed:
-        may = [name for name in now if MAY_DIFFER_UNTIL.get(name, 3.0) >= saved.position]
+        may = [name for name in now if may_differ(name, saved.position)]
         raise UserError(
             f"the saved run is {'after' if saved.is_complete else 'in'} phase {saved.phase}, where these settings can "
             f"no longer differ from its own: {', '.join(f'{n} (saved {changes[n][0]}, given {changes[n][1]})' for n in fixed)}; "

@@ -28,11 +28,11 @@ ASSUMED_SECONDS, ASSUMED_BYTES_PER_SECOND = 0.05, 0.2e9
 class Saver:
     """Writes `RunState`s into one folder, one at a time.
 
-    `seconds_spent` is what the run has waited for it.
+    `seconds_spent` is what the run has waited for it; `position` that of the last state, see `RunState`.
     """
 
-    def __init__(self, folder: Path, minutes: float):
-        self.folder, self.minutes = folder, minutes
+    def __init__(self, folder: Path, minutes: float, position: float = 1.0):
+        self.folder, self.minutes, self.position = folder, minutes, position
         self.started = self._last = time.perf_counter()
         self.seconds_spent = 0.0
         self._seconds, self._bytes = ASSUMED_SECONDS, ASSUMED_SECONDS * ASSUMED_BYTES_PER_SECOND
@@ -84,6 +84,7 @@ class Saver:
         start = time.perf_counter()
         try:
             write_run_state(state, self.folder)
+            self.position = state.position
         except UserError as error:
             self._error = error
         self._seconds, self._bytes = time.perf_counter() - start, max(1, n_bytes)

@@ -33,9 +33,9 @@ def save_if_due(
     memory = run.plan.memory[phase - 1]
     if not (run.stop.is_asked or run.saver.is_due(memory.weights + memory.optimizer)):
         return
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        # A step has ruined the model; the state to go back to is the one before.
-        run.stop.raise_if_asked(f"after step {step - 1} of phase {phase}, whose weights are no numbers: not saved")
+    if not (rows.last_was_taken and all(parameter.isfinite().all() for parameter in model.parameters())):
+        # Steps are being skipped, or one has ruined the model: the state to go back to is the one before.
+        run.stop.raise_if_asked(f"after step {step - 1} of phase {phase}, which could not be trusted and is not saved")
         return
     run.saver.save(
         dataclasses.replace(

@@ -79,7 +79,7 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
             steps_done=at.steps_done * at.config["batch_size"] // config.batch_size, flops_done=at.flops_done,
             skipped_steps=at.skipped_steps, skipped_in_a_row=at.skipped_in_a_row,
             losses=at.losses, stories=stories, facts=new.facts, saved=at, entry=(model, moments),
-            saver=Saver(folder, config.save_every), stop=stop, seconds_before=at.seconds, started=started,
+            saver=Saver(folder, config.save_every, at.position), stop=stop, seconds_before=at.seconds, started=started,
         )  # fmt: skip
         del model, moments
         record_start(run, new, changes)

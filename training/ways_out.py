@@ -8,6 +8,7 @@ from pathlib import Path
 
 from config import TrainingConfig, UserError
 from training.plan import GB, OUT_OF_MEMORY_ADVICE, memory_of_phases
+from training.resume import may_differ
 from training.run import Run
 from training.run_state import STATE_NAME
 
@@ -43,6 +44,8 @@ def out_of_memory_advice(run: Run | None) -> str:
     ]
     ways = []
     for change in changes[plan.is_lean :]:
+        if not all(may_differ(name, run.saver.position) for name in change):  # growth, once it is done
+            continue
         flags = [f"--{name.replace('_', '-')} {value}" for name, value in change.items() if value != getattr(config, name)]
         try:
             ways.append(f"{' '.join(flags)} needs {need(**change):.3g} GB")

@@ -108,7 +108,7 @@ POINTS: dict[str, tuple[Callable[[int], None], int]] = {
     "in_boundary_record": (lambda n: kill_when(boundary, "record_liveness", n), 2),
     "before_optimizer_growth": (lambda n: kill_when(train_tinystories, "grow_optimizer_state", n), 2),
     "after_optimizer_growth": (lambda n: kill_when(train_tinystories, "grow_optimizer_state", n, after=True), 2),
-    "at_a_phases_start": (lambda n: kill_when(loop, "build_optimizers", n), 3),
+    "at_a_phases_start": (lambda n: kill_when(loop, "prepare_training", n), 3),
     "before_summary": (lambda n: kill_when(train_tinystories, "boundary_summary", n), 1),
     "before_picture_rename": (lambda n: before_rename("training_curves.png", n), 1),
     "before_state_is_deleted": (lambda n: kill_when(run.Run, "forget_state", n), 1),

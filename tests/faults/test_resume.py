@@ -263,6 +263,15 @@ def test_a_clock_that_goes_back_changes_nothing(shop, tmp_path):
     assert times == sorted(times, reverse=True)
 
 
+def test_lean_memory_is_resumed_as_well(shop, tmp_path):
+    """Its momentum is bf16, and it clips by the norm of the step before."""
+    lean = ["--memory", "lean", "--precision", "bf16"]
+    assert shop.run(tmp_path / "through", *lean).code == 0
+    killed = shop.run(tmp_path / "killed", *lean, prepare=lambda: kill_points.patch("between_two_steps:5"))
+    assert killed.code < 0 and resume(tmp_path / "killed").code == 0
+    assert parted(tmp_path / "through", tmp_path / "killed") == []
+
+
 def test_trials_of_growth_are_resumed_as_well(shop, tmp_path):
     auto = ["--grow-when", "auto", "--steps-phase1", "60", "--steps-phase2", "20", "--steps-phase3", "8"]
     assert shop.run(tmp_path / "through", *auto).code == 0
