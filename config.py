@@ -285,7 +285,9 @@ class TrainingConfig:
         "with grow_when auto phases 1 and 2 hold their peak",
     )
     weight_decay: float = setting(0.1, OPTIMIZER, "decay of matrices; embedding, biases, norms and routers have none")
-    grad_clip: float = setting(1.0, OPTIMIZER, "largest norm of the whole gradient; lean memory clips by the norm of the step before")
+    grad_clip: float = setting(
+        1.0, OPTIMIZER, "largest norm of the whole gradient; lean memory clips by the norm of the step before"
+    )
     balance_weight: float = setting(
         0.3, OPTIMIZER, "weight of the load-balancing loss; at 0.1 single experts fell to 1 % of the tokens"
     )
@@ -319,7 +321,16 @@ class TrainingConfig:
             if choices and value not in choices:
                 problems.append(f"{item.name} is {value!r}, must be one of {', '.join(choices)}")
         require(self.preset in PRESETS, "preset", f"must be one of {', '.join(PRESETS)}")
-        for name in ("batch_size", "context_length", "n_experts", "top_k", "accumulate", "log_every", "eval_every", "eval_batches"):
+        for name in (
+            "batch_size",
+            "context_length",
+            "n_experts",
+            "top_k",
+            "accumulate",
+            "log_every",
+            "eval_every",
+            "eval_batches",
+        ):
             require(getattr(self, name) >= 1, name, "must be at least 1")
         for name in ("steps_phase1", "steps_phase2", "steps_phase3", "warmup_steps", "sample_tokens", "seed"):
             require(getattr(self, name) >= 0, name, "must be 0 or more")
@@ -329,9 +340,7 @@ class TrainingConfig:
             require(getattr(self, name) > 0, name, "must be above 0")
         require(self.sample_tokens <= LONGEST_SAMPLE, "sample_tokens", f"must be at most {LONGEST_SAMPLE:,}")
         require(self.seed < 2**63, "seed", "must be below 2**63")
-        require(
-            self.accumulate <= self.batch_size, "accumulate", f"must be at most batch_size, {self.batch_size}"
-        )
+        require(self.accumulate <= self.batch_size, "accumulate", f"must be at most batch_size, {self.batch_size}")
         require(
             self.accumulate == 1 or self.memory != "lean",
             "accumulate",

@@ -170,9 +170,7 @@ def dense(x: Tensor, weights: list[Tensor], d_output: Tensor) -> Contender:
     return Contender(lambda: F.linear(F.gelu(F.linear(x, up, up_bias)), down, down_bias), leaves, d_output)
 
 
-def require_agreement(
-    contenders: dict[str, Contender], expected: list[Tensor], dtype: torch.dtype
-) -> dict[str, float]:
+def require_agreement(contenders: dict[str, Contender], expected: list[Tensor], dtype: torch.dtype) -> dict[str, float]:
     """The largest |difference| / |expected| of each contender's output and gradients.
 
     Args:

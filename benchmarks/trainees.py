@@ -16,7 +16,6 @@ from benchmarks.measuring import synchronise
 from benchmarks.moe_peers import no_peers
 from config import ModelConfig, TrainingConfig
 from models import Transformer, next_token_loss
-from training.device import check_model
 from training.flops import step_flops
 from training.muon import Muon
 from training.optimizer import build_optimizers, set_learning_rate

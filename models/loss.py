@@ -12,7 +12,6 @@ from torch import Tensor
 from models.moe import Routing
 from models.transformer import Transformer
 
-
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 
 

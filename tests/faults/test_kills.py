@@ -8,7 +8,7 @@ import pytest
 import durable_files
 from tests.faults import kill_points
 from tests.faults.kills import killed_after, killed_at, resumed
-from tests.faults.runs import resume, parted
+from tests.faults.runs import parted, resume
 from training import history, loop, start
 from transfer.liveness import GradientCoverage
 
