@@ -49,8 +49,8 @@ def assign_slots(expert_Nk: Tensor, n_experts: int) -> Slots:
         fill_E = -slots_E % CPU_ROW_MULTIPLE
         row_S = row_S + (fill_E.cumsum(0) - fill_E)[expert_S]
         ends_E = ends_E + fill_E.cumsum(0)
-        token_S = token_S.new_zeros(int(ends_E[-1])).index_copy_(0, row_S, token_S)
-    row_Nk = torch.empty_like(order_S).index_copy_(0, order_S, row_S).view_as(expert_Nk)
+        token_S = token_S.new_zeros(int(ends_E[-1])).scatter_(0, row_S, token_S)
+    row_Nk = torch.empty_like(order_S).scatter_(0, order_S, row_S).view_as(expert_Nk)
     return Slots(token_S, row_Nk, slots_E, ends_E)
 
 
@@ -112,7 +112,7 @@ class Experts(torch.autograd.Function):
     def backward(ctx, dy_ND):
         x_ND, y_RD, gate_Nk, w_up, b_up, w_down, b_down, *rest = ctx.saved_tensors
         slots, kept = Slots(*rest[:4]), rest[4:]
-        gate_R = gate_Nk.new_zeros(len(slots.token_R)).index_copy_(0, slots.row_Nk.flatten(), gate_Nk.flatten())
+        gate_R = gate_Nk.new_zeros(len(slots.token_R)).scatter_(0, slots.row_Nk.flatten(), gate_Nk.flatten())
         dx_RD = torch.empty_like(y_RD)
         gate_dgate_R = torch.empty_like(gate_R)
         dw_up, db_up, dw_down, db_down = (torch.empty_like(weight) for weight in (w_up, b_up, w_down, b_down))
