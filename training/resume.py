@@ -41,7 +41,7 @@ def changed_settings(saved: RunState, config: TrainingConfig) -> dict[str, list]
         UserError: one of them can no longer differ; the text names all of these, and those that may.
     """
     now = dataclasses.asdict(config)
-    changes = {name: [saved.config[name], now[name]] for name in now if name not in NEUTRAL}
+    changes = {name: [saved.config.get(name), now[name]] for name in now if name not in NEUTRAL}
     changes = {name: pair for name, pair in changes.items() if pair[0] != pair[1]}
     fixed = [name for name in changes if not may_differ(name, saved.position)]
     if fixed:
