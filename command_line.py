@@ -7,7 +7,6 @@ import difflib
 
 from config import UserError
 
-
 LONGEST_LINE = 1200
 
 

@@ -341,4 +341,3 @@ def _verified(path: Path, counts: SplitCounts) -> np.memmap:
     if f"{crc:08x}" != counts.checksum:
         raise CacheUnusable(f"the checksum of {path.name} is wrong")
     return np.memmap(path, dtype=TOKEN_DTYPE, mode="r")
-

@@ -106,6 +106,8 @@ def saved_config(given: dict) -> TrainingConfig:
     folder = Path(given.get("checkpoint_dir", TrainingConfig.checkpoint_dir))
     if (folder / STATE_NAME).exists():
         return dataclasses.replace(read_saved_config(folder), overwrite=False, checkpoint_dir=str(folder))
-    if (folder / HISTORY_NAME).exists() and any(row["event"] == "summary" for row in read_history(folder / HISTORY_NAME)):
+    if (folder / HISTORY_NAME).exists() and any(
+        row["event"] == "summary" for row in read_history(folder / HISTORY_NAME)
+    ):
         raise RunComplete(f"The run in {folder} is complete: there is nothing to go on with")
     raise UserError(f"{folder} holds no saved state ({STATE_NAME}) to resume; start without --resume")

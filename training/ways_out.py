@@ -21,7 +21,9 @@ def how_to_go_on(config: TrainingConfig | None) -> str:
 
 
 def resume_command(config: TrainingConfig) -> str:
-    folder = "" if config.checkpoint_dir == TrainingConfig.checkpoint_dir else f" --checkpoint-dir {config.checkpoint_dir}"
+    folder = (
+        "" if config.checkpoint_dir == TrainingConfig.checkpoint_dir else f" --checkpoint-dir {config.checkpoint_dir}"
+    )
     return f"python train_tinystories.py --resume{folder}"
 
 
@@ -46,7 +48,9 @@ def out_of_memory_advice(run: Run | None) -> str:
     for change in changes[plan.is_lean :]:
         if not all(may_differ(name, run.saver.position) for name in change):  # growth, once it is done
             continue
-        flags = [f"--{name.replace('_', '-')} {value}" for name, value in change.items() if value != getattr(config, name)]
+        flags = [
+            f"--{name.replace('_', '-')} {value}" for name, value in change.items() if value != getattr(config, name)
+        ]
         try:
             ways.append(f"{' '.join(flags)} needs {need(**change):.3g} GB")
         except UserError:  # 1.5 gives no whole number of heads here

@@ -46,5 +46,3 @@ def resumed(shop: Workshop, folder: Path, *more) -> list[str]:
     if not wrong:
         shutil.rmtree(folder)
     return wrong
-
-

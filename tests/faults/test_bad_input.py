@@ -36,7 +36,9 @@ def test_a_value_of_a_wrong_type_is_named_in_code_as_well(item):
 
 
 def test_every_file_that_is_bad(tmp_path, folder):
-    problems = [problem for case in bad_input.cases_of_files(tmp_path) if (problem := bad_input.problem_with(folder, case))]
+    problems = [
+        problem for case in bad_input.cases_of_files(tmp_path) if (problem := bad_input.problem_with(folder, case))
+    ]
     assert problems == []
 
 

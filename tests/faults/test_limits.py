@@ -53,7 +53,9 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(n_bytes, name, shop, tmp_pa
         assert "choose another --checkpoint-dir" in error
         return
     assert resume(tmp_path / "run", "--log-every", "7").code == 0
-    undone = [text for text in parted(shop.expected, tmp_path / "run") if not text.startswith(("history", "setting log"))]
+    undone = [
+        text for text in parted(shop.expected, tmp_path / "run") if not text.startswith(("history", "setting log"))
+    ]
     assert undone == []
 
 

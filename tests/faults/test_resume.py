@@ -203,7 +203,9 @@ def test_saving_takes_no_more_than_its_share(minutes, step_seconds, save_seconds
             saves.append(clock.now)
     # The first is not expected to cost what it does.
     assert saving.seconds_spent <= LARGEST_SHARE * clock.now + save_seconds
-    assert len(saves) >= 0.5 * min(5000 / max(60 * minutes, 1e-9), LARGEST_SHARE * 5000 / save_seconds, 5000 / step_seconds)
+    assert len(saves) >= 0.5 * min(
+        5000 / max(60 * minutes, 1e-9), LARGEST_SHARE * 5000 / save_seconds, 5000 / step_seconds
+    )
     assert all(b - a >= 60 * minutes for a, b in zip(saves, saves[1:]))
 
 
