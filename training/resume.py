@@ -41,15 +41,16 @@ def changed_settings(saved: RunState, config: TrainingConfig) -> dict[str, list]
         UserError: one of them can no longer differ; the text names all of these, and those that may.
     """
     now = dataclasses.asdict(config)
-    changes = {name: [saved.config[name], now[name]] for name in now if name not in NEUTRAL}
+    changes = {name: [saved.config.get(name), now[name]] for name in now if name not in NEUTRAL}
     changes = {name: pair for name, pair in changes.items() if pair[0] != pair[1]}
     fixed = [name for name in changes if not may_differ(name, saved.position)]
     if fixed:
         may = [name for name in now if may_differ(name, saved.position)]
+        differ = ", ".join(f"{name} (saved {changes[name][0]}, given {changes[name][1]})" for name in fixed)
         raise UserError(
             f"the saved run is {'after' if saved.is_complete else 'in'} phase {saved.phase}, where these settings can "
-            f"no longer differ from its own: {', '.join(f'{n} (saved {changes[n][0]}, given {changes[n][1]})' for n in fixed)}; "
-            f"leave them out, or start a new run in another --checkpoint-dir. These may differ: {', '.join(may)}"
+            f"no longer differ from its own: {differ}; leave them out, or start a new run "
+            f"in another --checkpoint-dir. These may differ: {', '.join(may)}"
         )
     steps = f"steps_phase{saved.phase}"
     if steps in changes and now[steps] <= saved.step:

@@ -126,7 +126,7 @@ def record_start(run: Run, new: RunState, changes: dict[str, list]) -> None:
             parameters=[dataclasses.asdict(count) for count in run.plan.counts],
         )
         return
-    changes |= {name: [at.facts[name], value] for name, value in new.facts.items() if at.facts[name] != value}
+    changes |= {name: [at.facts.get(name), value] for name, value in new.facts.items() if at.facts.get(name) != value}
     if changes:
         said = ", ".join(f"{name} {before} → {now}" for name, (before, now) in changes.items())
         print(f"Otherwise than before: {said}. The run is no longer, bit for bit, the one that was never stopped")

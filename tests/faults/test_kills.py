@@ -15,8 +15,8 @@ from transfer.liveness import GradientCoverage
 # One of each kind; the campaign goes by all of them.
 SELECTION = [
     "in_token_cache:3", "before_cache_rename:1", "in_state:4", "before_state_rename:1", "before_history:1",
-    "in_history_line:1", "in_history_line:20", "between_history_and_model:2", "between_model_and_state:3", "before_upcycling:1",
-    "after_growth:1", "after_checks:2", "before_optimizer_growth:2", "before_picture_rename:1",
+    "in_history_line:1", "in_history_line:20", "between_history_and_model:2", "between_model_and_state:3",
+    "before_upcycling:1", "after_growth:1", "after_checks:2", "before_optimizer_growth:2", "before_picture_rename:1",
     "before_state_is_deleted:1", "after_state_is_deleted:1",
 ]  # fmt: skip
 
