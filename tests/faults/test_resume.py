@@ -163,13 +163,13 @@ def test_no_run_touches_a_global_random_state(shop, tmp_path, monkeypatch):
     before = random_states()
     assert train_tinystories.main([str(a) for a in shop.arguments(tmp_path / "a")]) == 0
     assert random_states() == before
-    backward = loop.backward
+    train_step = loop.train_step
 
     def careless(*arguments):
         torch.rand(1)
-        return backward(*arguments)
+        return train_step(*arguments)
 
-    monkeypatch.setattr(loop, "backward", careless)
+    monkeypatch.setattr(loop, "train_step", careless)
     assert train_tinystories.main([str(a) for a in shop.arguments(tmp_path / "b")]) == 0
     assert random_states() != before
 
