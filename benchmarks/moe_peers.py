@@ -85,7 +85,8 @@ def ours(problem: Problem) -> Contender:
     up, down = problem.weights[:2], problem.weights[2:]
 
     def forward() -> Tensor:
-        return apply_experts(x_ND, logits_Nk, assign_slots(expert_Nk, problem.moe.n_experts), up, down)
+        slots = assign_slots(expert_Nk, problem.moe.n_experts, x_ND.dtype)
+        return apply_experts(x_ND, logits_Nk, slots, up, down)
 
     return Contender(forward, [x_ND, logits_Nk, *problem.weights], problem.d_output_ND)
 

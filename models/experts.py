@@ -37,15 +37,19 @@ class Slots(NamedTuple):
     ends_E: Tensor  # int64, one past each expert's last row
 
 
-def assign_slots(expert_Nk: Tensor, n_experts: int) -> Slots:
-    """Sorts the tokens' choices by expert; `expert_Nk` is int64 (N, k), a token's experts all different."""
+def assign_slots(expert_Nk: Tensor, n_experts: int, dtype: torch.dtype) -> Slots:
+    """Sorts the tokens' choices by expert; `expert_Nk` is int64 (N, k), a token's experts all different.
+
+    Args:
+        dtype: in which the experts will be computed.
+    """
     expert_S, order_S = expert_Nk.flatten().sort(stable=True)
     experts_E = torch.arange(n_experts, device=expert_S.device)
     ends_E = torch.searchsorted(expert_S, experts_E, right=True)
     slots_E = ends_E.diff(prepend=ends_E.new_zeros(1))
     token_S = order_S // expert_Nk.shape[1]
     row_S = torch.arange(len(order_S), device=order_S.device)
-    if order_S.device.type == "cpu":
+    if order_S.device.type == "cpu" and dtype == torch.bfloat16:
         fill_E = -slots_E % CPU_ROW_MULTIPLE
         row_S = row_S + (fill_E.cumsum(0) - fill_E)[expert_S]
         ends_E = ends_E + fill_E.cumsum(0)
@@ -115,7 +119,10 @@ class Experts(torch.autograd.Function):
         gate_R = gate_Nk.new_zeros(len(slots.token_R)).scatter_(0, slots.row_Nk.flatten(), gate_Nk.flatten())
         dx_RD = torch.empty_like(y_RD)
         gate_dgate_R = torch.empty_like(gate_R)
-        dw_up, db_up, dw_down, db_down = (torch.empty_like(weight) for weight in (w_up, b_up, w_down, b_down))
+        wanted = zip((w_up, b_up, w_down, b_down), ctx.needs_input_grad[2:6])
+        dw_up, db_up, dw_down, db_down = (
+            torch.empty_like(weight) if is_wanted else None for weight, is_wanted in wanted
+        )
         for i, run in enumerate(ctx.runs):
             token_R = slots.token_R[run.rows]
             x_RD = x_ND.index_select(0, token_R)
@@ -166,21 +173,31 @@ def bias_rows(bias_EO: Tensor, like_RI: Tensor, run: Run) -> Tensor:
     return bias.repeat_interleave(rows_E, 0, output_size=len(like_RI))
 
 
-def weight_gradients(dw_EOI: Tensor, db_EO: Tensor, dy_RO: Tensor, x_RI: Tensor, run: Run) -> None:
-    """Fills in the gradients of a run's weights and biases."""
+def weight_gradients(dw_EOI: Tensor | None, db_EO: Tensor | None, dy_RO: Tensor, x_RI: Tensor, run: Run) -> None:
+    """Fills in the gradients of a run's weights and biases, those that are wanted."""
+    if dw_EOI is not None:
+        weight_gradient(dw_EOI, dy_RO, x_RI, run)
+    if db_EO is not None:
+        bias_gradient(db_EO, dy_RO, run)
+
+
+def weight_gradient(dw_EOI: Tensor, dy_RO: Tensor, x_RI: Tensor, run: Run) -> None:
     if run.ends_E is not None:
         dw_EOI.copy_(F.grouped_mm(dy_RO.mT, x_RI, offs=run.ends_E))
+    elif dw_EOI.dtype == dy_RO.dtype:
+        torch.mm(dy_RO.mT, x_RI, out=dw_EOI[run.expert])
+    else:
+        dw_EOI[run.expert] = dy_RO.mT @ x_RI
+
+
+def bias_gradient(db_EO: Tensor, dy_RO: Tensor, run: Run) -> None:
+    if run.ends_E is None:
+        db_EO[run.expert] = dy_RO.sum(0)
+    else:
         # A product with each row's one-hot expert: to add up the rows of an index is a slow scatter.
         rows_R, experts_E = (torch.arange(n, device=dy_RO.device) for n in (len(dy_RO), len(db_EO)))
         is_expert_ER = torch.searchsorted(run.ends_E, rows_R, right=True, out_int32=True) == experts_E[:, None]
         db_EO.copy_(is_expert_ER.to(dy_RO.dtype) @ dy_RO)
-        return
-    dw_OI = dw_EOI[run.expert]
-    if dw_OI.dtype == dy_RO.dtype:
-        torch.mm(dy_RO.mT, x_RI, out=dw_OI)
-    else:
-        dw_OI.copy_(dy_RO.mT @ x_RI)
-    db_EO[run.expert] = dy_RO.sum(0)
 
 
 def grouped_mm_serves(x_ND: Tensor, weight_EOI: Tensor) -> bool:

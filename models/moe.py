@@ -72,7 +72,7 @@ class MoE(nn.Module):
         x_ND = x_BTD.flatten(0, 1)
         logits_NE = self.router(x_ND)
         chosen_logits_Nk, expert_Nk = logits_NE.topk(self.top_k, dim=-1)
-        slots = assign_slots(expert_Nk, self.n_experts)
+        slots = assign_slots(expert_Nk, self.n_experts, x_ND.dtype)
         up, down = (self.up.weight, self.up.bias), (self.down.weight, self.down.bias)
         y_ND = apply_experts(x_ND, chosen_logits_Nk, slots, up, down, self.keeps_hidden)
         return y_ND.view_as(x_BTD), self.routing(logits_NE, slots.slots_per_expert_E)

@@ -96,19 +96,35 @@ def test_without_hidden_units_kept_a_layer_gives_the_same_bits_and_routes_once(m
     assert len(calls) == 2
 
 
+def test_gradients_that_nobody_wants_are_not_made(monkeypatch):
+    moe, x = layer(), inputs()
+    whole = torch.autograd.grad(moe(x)[0].square().sum(), [moe.down.weight, moe.up.bias])
+    made = []
+    for name in ("weight_gradient", "bias_gradient"):
+        original = getattr(experts, name)
+        monkeypatch.setattr(experts, name, lambda d, *a, original=original: made.append(d.shape) or original(d, *a))
+    moe.up.weight.requires_grad_(False)
+    moe.down.bias.requires_grad_(False)
+    some = torch.autograd.grad(moe(x)[0].square().sum(), [moe.down.weight, moe.up.bias])
+    assert set(made) == {moe.down.weight.shape, moe.up.bias.shape}
+    assert all(torch.equal(a, b) for a, b in zip(whole, some))
+
+
 def test_rows_that_fill_up_change_nothing(monkeypatch):
     results = []
     for multiple in (1, 7, 32):
         monkeypatch.setattr(experts, "CPU_ROW_MULTIPLE", multiple)
-        moe, x = layer(torch.float64), inputs(torch.float64).requires_grad_()
+        moe, x = layer(torch.bfloat16), inputs(torch.bfloat16).requires_grad_()
         results.append(output_and_gradients(moe, x))
-        slots = experts.assign_slots(torch.tensor([[0, 2], [2, 1], [0, 1]]), n_experts=4)
+        slots = experts.assign_slots(torch.tensor([[0, 2], [2, 1], [0, 1]]), 4, torch.bfloat16)
         assert slots.slots_per_expert_E.tolist() == [2, 2, 2, 0]
         assert not (slots.ends_E % multiple).any()
         assert slots.token_R[slots.row_Nk].tolist() == [[0, 0], [1, 1], [2, 2]]
+    exact = experts.assign_slots(torch.tensor([[0, 2], [2, 1], [0, 1]]), 4, torch.float32)
+    assert len(exact.token_R) == 6, "only bf16 on a CPU has a reason to"
     for values in zip(*results):
-        torch.testing.assert_close(values[0], values[1], atol=1e-12, rtol=1e-12)
-        torch.testing.assert_close(values[0], values[2], atol=1e-12, rtol=1e-12)
+        for other in values[1:]:
+            assert (values[0] - other).float().norm() <= 0.01 * values[0].float().norm()
 
 
 def test_an_expert_without_tokens_gets_no_gradient_and_breaks_nothing():

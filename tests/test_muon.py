@@ -96,6 +96,10 @@ def test_moved_in_the_backward_pass_matrices_go_where_they_went_after_it():
     for after, within in zip(*ends):
         assert torch.equal(after, within)
 
+    muon.leave_parameters()
+    loss_of(matrices, 0).backward()
+    assert all(torch.equal(matrix, end) and matrix.grad is not None for matrix, end in zip(matrices, ends[1]))
+
 
 def test_in_the_backward_pass_gradients_are_clipped_measured_and_freed():
     matrices = two_matrices()

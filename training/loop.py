@@ -108,6 +108,7 @@ def train_steps(
     tell_story(run, phase, model)
     checksum = save_model(model, run.model_path(phase))
     moments = read_state(model, optimizers)
+    optimizers[0].leave_parameters()  # with lean memory a boundary's backward pass would move them
     save_after_phase(run, phase, checksum, moments)
     return moments
 

@@ -57,6 +57,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": 0.0, "weight_decay": weight_decay, "n_heads": 0, "period": 1})
         self.dtype, self.momentum_dtype = dtype, momentum_dtype
         self.norms_in_backward: list[Tensor] = []
+        self._hooks = []
         self.is_sound = torch.tensor(True)  # bool (), on the device in training: a step that is not changes nothing
 
     @torch.no_grad()
@@ -86,7 +87,12 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 move = partial(self._clip_and_move, group=group, largest_norm=largest_norm)
-                parameter.register_post_accumulate_grad_hook(move)
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(move))
+
+    def leave_parameters(self) -> None:
+        """From now on no backward pass moves anything."""
+        for hook in self._hooks:
+            hook.remove()
 
     @torch.no_grad()
     def _clip_and_move(self, parameter: Tensor, group: dict, largest_norm: float) -> None:
