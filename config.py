@@ -34,6 +34,7 @@ class ModelConfig:
 
     `n_experts = 0` is a dense model. `top_k` counts the experts that one token uses.
     `norm_eps` is a field because width growth by a factor that is not whole rescales it.
+    `tokenizer` names what the ids mean, so that a model file can be used by itself; "" where nobody knows.
 
     Raises:
         UserError: the geometry is impossible; the text names every problem.
@@ -48,6 +49,7 @@ class ModelConfig:
     context_length: int = 256
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
+    tokenizer: str = ""
 
     def __post_init__(self):
         problems = []
@@ -357,9 +359,16 @@ class TrainingConfig:
         if problems:
             raise UserError("; ".join(problems))
 
-    def phase_geometries(self, vocab_size: int) -> tuple[ModelConfig, ModelConfig, ModelConfig]:
+    def phase_geometries(self, vocab_size: int, tokenizer: str = "") -> tuple[ModelConfig, ModelConfig, ModelConfig]:
         """The models of the three phases."""
-        dense = ModelConfig(vocab_size, self.d_model, self.n_layers, self.n_heads, context_length=self.context_length)
+        dense = ModelConfig(
+            vocab_size,
+            self.d_model,
+            self.n_layers,
+            self.n_heads,
+            context_length=self.context_length,
+            tokenizer=tokenizer,
+        )
         moe = dense.upcycled(self.n_experts, self.top_k)
         return dense, moe, moe.grown(self.scale_factor, self.extra_layers)
 

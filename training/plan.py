@@ -179,9 +179,19 @@ def choose_memory(
     return memory
 
 
-def make_plan(config: TrainingConfig, vocab_size: int, device: torch.device, compute_dtype: torch.dtype | None) -> Plan:
-    """Predicts a run's memory, and says what to change where it will not fit."""
-    models = config.phase_geometries(vocab_size)
+def make_plan(
+    config: TrainingConfig,
+    vocab_size: int,
+    device: torch.device,
+    compute_dtype: torch.dtype | None,
+    tokenizer: str = "",
+) -> Plan:
+    """Predicts a run's memory, and says what to change where it will not fit.
+
+    Args:
+        tokenizer: the name that the models will carry.
+    """
+    models = config.phase_geometries(vocab_size, tokenizer)
     counts = tuple(count_parameters(model) for model in models)
     available = available_bytes(device)
     memory = choose_memory(config, vocab_size, device, compute_dtype, available)

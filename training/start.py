@@ -57,7 +57,7 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
         if saved:
             require_same_stories(saved.data, stories)
         heldout = data.heldout_batches()
-        plan = make_plan(chosen, data.tokenizer.n_vocab, device, compute_dtype)
+        plan = make_plan(chosen, data.tokenizer.n_vocab, device, compute_dtype, data.summary["tokenizer"])
         print(plan.table())
         require_memory(plan, config.ignore_memory_plan)
         new = beginning(config, plan, stories, facts(device, plan))

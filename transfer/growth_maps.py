@@ -144,7 +144,7 @@ class GrowthMaps:
     @classmethod
     def between(cls, old: ModelConfig, new: ModelConfig) -> GrowthMaps:
         """Raises UserError where `new` is no growth of `old`."""
-        same = ("vocab_size", "n_experts", "top_k")
+        same = ("vocab_size", "tokenizer", "n_experts", "top_k")
         differing = [name for name in same if getattr(old, name) != getattr(new, name)]
         if differing or new.d_model < old.d_model or new.n_layers < old.n_layers:
             reason = f"{', '.join(differing)} differ" if differing else "it is smaller somewhere"
