@@ -135,8 +135,9 @@ OPTIMIZER = "Optimizer (loss spike: halve the learning rate of that phase)"
 REPORTING = "Reporting"
 
 
-def setting(default, group: str, text: str, choices: tuple | None = None):
-    """A field of `TrainingConfig` with the help text of its flag."""
+def setting(default, group: str, text: str, choices: tuple | None = None, usual: str = ""):
+    """A field of `TrainingConfig` with the help text of its flag, and the values that make sense."""
+    text = f"{text}; usual: {usual}" if usual else text
     return field(default=default, metadata={"group": group, "help": text, "choices": choices})
 
 
@@ -179,6 +180,7 @@ class TrainingConfig:
         RUN,
         "minutes between two saved states; more where saving would take over 5 % of the run's time. The end of a "
         "phase is saved in any case",
+        usual="1 to 30",
     )
     device: str = setting(
         "auto", RUN, "where to train; auto takes cuda, then mps, then cpu", choices=("auto", "cuda", "mps", "cpu")
@@ -193,13 +195,31 @@ class TrainingConfig:
     seed: int = setting(0, RUN, "weights, batch order and growth noise all follow from it")
 
     # Size and time
-    batch_size: int = setting(8, SIZE, "sequences per step")
-    context_length: int = setting(256, SIZE, "tokens per sequence")
-    steps_phase1: int = setting(100, SIZE, "steps of phase 1, the dense model")
+    batch_size: int = setting(
+        8,
+        SIZE,
+        "sequences per step",
+        usual="4 to 64 on one device; halve it when out of memory",
+    )
+    context_length: int = setting(
+        256,
+        SIZE,
+        "tokens per sequence",
+        usual="128 to 1024",
+    )
+    steps_phase1: int = setting(
+        100,
+        SIZE,
+        "steps of phase 1, the dense model",
+        usual="100 for a look, thousands for good stories",
+    )
     steps_phase2: int = setting(100, SIZE, "steps of phase 2, the mixture of experts")
     steps_phase3: int = setting(100, SIZE, "steps of phase 3, the grown mixture of experts")
     accumulate: int = setting(
-        1, SIZE, "parts into which each batch is split; they take turns in memory, and their gradients add up"
+        1,
+        SIZE,
+        "parts into which each batch is split; they take turns in memory, and their gradients add up",
+        usual="1; 2 to 16 when the batch does not fit",
     )
     memory: str = setting(
         "auto",
@@ -211,11 +231,36 @@ class TrainingConfig:
     ignore_memory_plan: bool = setting(False, SIZE, "train although the memory plan says that it will not fit")
 
     # Model
-    d_model: int = setting(832, MODEL, "width of the dense model; a multiple of n_heads")
-    n_layers: int = setting(7, MODEL, "blocks of the dense model")
-    n_heads: int = setting(8, MODEL, "attention heads of the dense model; d_model / n_heads has to be even")
-    n_experts: int = setting(8, MODEL, "experts per layer from phase 2 on")
-    top_k: int = setting(2, MODEL, "experts that each token uses")
+    d_model: int = setting(
+        832,
+        MODEL,
+        "width of the dense model; a multiple of n_heads",
+        usual="128 to 1024",
+    )
+    n_layers: int = setting(
+        7,
+        MODEL,
+        "blocks of the dense model",
+        usual="4 to 12",
+    )
+    n_heads: int = setting(
+        8,
+        MODEL,
+        "attention heads of the dense model; d_model / n_heads has to be even",
+        usual="d_model / 64 to d_model / 32",
+    )
+    n_experts: int = setting(
+        8,
+        MODEL,
+        "experts per layer from phase 2 on",
+        usual="4 to 16",
+    )
+    top_k: int = setting(
+        2,
+        MODEL,
+        "experts that each token uses",
+        usual="1 or 2",
+    )
 
     # Growth
     scale_factor: float = setting(
@@ -223,16 +268,26 @@ class TrainingConfig:
         GROWTH,
         "width factor of phase 3: 2 doubles d_model and heads, 1.5 is the way out of an out-of-memory, "
         "1 leaves the width",
+        usual="1.5 to 3",
     )
-    extra_layers: int = setting(4, GROWTH, "identity blocks that phase 3 inserts, spread evenly; 0 leaves the depth")
+    extra_layers: int = setting(
+        4,
+        GROWTH,
+        "identity blocks that phase 3 inserts, spread evenly; 0 leaves the depth",
+        usual="0 to the number of layers that there are",
+    )
     noise_std: float = setting(
         1.0,
         GROWTH,
         "symmetry-breaking noise, as a share of each grown weight's own standard deviation. It cancels, so its size "
         "costs no exactness; 0 would keep clones equal for ever",
+        usual="0.5 to 2",
     )
     router_std: float = setting(
-        0.02, GROWTH, "standard deviation of the new routers; 0 would send every token to the same experts"
+        0.02,
+        GROWTH,
+        "standard deviation of the new routers; 0 would send every token to the same experts",
+        usual="0.01 to 0.1",
     )
     grow_when: str = setting(
         "fixed",
@@ -247,7 +302,12 @@ class TrainingConfig:
         "what the optimizer's moments become: grown with the weights, asymmetric (later clones start from zero), fresh",
         choices=("grown", "asymmetric", "fresh"),
     )
-    check_tolerance: float = setting(1e-4, GROWTH, "largest relative drift that the growth checks accept")
+    check_tolerance: float = setting(
+        1e-4,
+        GROWTH,
+        "largest relative drift that the growth checks accept",
+        usual="1e-5 to 1e-3",
+    )
     ignore_failed_checks: bool = setting(
         False, GROWTH, "go on after a failed growth check (otherwise the run stops with exit code 3)"
     )
@@ -274,33 +334,82 @@ class TrainingConfig:
         OPTIMIZER,
         "peak learning rate of phase 1: Muon's, for matrices, and the same for every width. AdamW moves the rest "
         "with a quarter of it and less",
+        usual="0.01 to 0.1; halve it after a loss spike",
     )
-    lr_phase2: float = setting(0.03, OPTIMIZER, "peak learning rate of phase 2")
-    lr_phase3: float = setting(0.02, OPTIMIZER, "peak learning rate of phase 3")
+    lr_phase2: float = setting(
+        0.03,
+        OPTIMIZER,
+        "peak learning rate of phase 2",
+        usual="half of phase 1 or a little more",
+    )
+    lr_phase3: float = setting(
+        0.02,
+        OPTIMIZER,
+        "peak learning rate of phase 3",
+        usual="half of phase 2 or a little more",
+    )
     warmup_steps: int = setting(
-        5, OPTIMIZER, "steps over which each phase rises to its peak, from zero or from where the phase before ended"
+        5,
+        OPTIMIZER,
+        "steps over which each phase rises to its peak, from zero or from where the phase before ended",
+        usual="5 to 100",
     )
     final_lr_share: float = setting(
         0.1,
         OPTIMIZER,
         "where the last 60 % of each phase fall to, in a straight line, as a share of its peak; "
         "with grow_when auto phases 1 and 2 hold their peak",
+        usual="0 to 0.3",
     )
-    weight_decay: float = setting(0.1, OPTIMIZER, "decay of matrices; embedding, biases, norms and routers have none")
+    weight_decay: float = setting(
+        0.1,
+        OPTIMIZER,
+        "decay of matrices; embedding, biases, norms and routers have none",
+        usual="0 to 0.1",
+    )
     grad_clip: float = setting(
-        1.0, OPTIMIZER, "largest norm of the whole gradient; lean memory clips by the norm of the step before"
+        1.0,
+        OPTIMIZER,
+        "largest norm of the whole gradient; lean memory clips by the norm of the step before",
+        usual="0.5 to 2",
     )
     balance_weight: float = setting(
-        0.3, OPTIMIZER, "weight of the load-balancing loss; at 0.1 single experts fell to 1 % of the tokens"
+        0.3,
+        OPTIMIZER,
+        "weight of the load-balancing loss; at 0.1 single experts fell to 1 % of the tokens",
+        usual="0.1 to 0.5; raise it when an expert runs empty",
     )
-    z_weight: float = setting(1e-3, OPTIMIZER, "weight of the router's z-loss")
+    z_weight: float = setting(
+        1e-3,
+        OPTIMIZER,
+        "weight of the router's z-loss",
+        usual="0 to 1e-2",
+    )
 
     # Reporting
-    log_every: int = setting(10, REPORTING, "steps between two printed lines; every step is in the history")
-    eval_every: int = setting(50, REPORTING, "steps between two held-out losses")
-    eval_batches: int = setting(4, REPORTING, "held-out batches per measurement, the same ones every time")
+    log_every: int = setting(
+        10,
+        REPORTING,
+        "steps between two printed lines; every step is in the history",
+        usual="1 to 100",
+    )
+    eval_every: int = setting(
+        50,
+        REPORTING,
+        "steps between two held-out losses",
+        usual="10 to 500",
+    )
+    eval_batches: int = setting(
+        4,
+        REPORTING,
+        "held-out batches per measurement, the same ones every time",
+        usual="4 to 64; more are steadier and slower",
+    )
     sample_tokens: int = setting(
-        48, REPORTING, "length of the story printed after each phase, in tokens; 0 prints none"
+        48,
+        REPORTING,
+        "length of the story printed after each phase, in tokens; 0 prints none",
+        usual="0 to 200",
     )
 
     def validate(self) -> None:
