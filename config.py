@@ -235,7 +235,7 @@ class TrainingConfig:
         832,
         MODEL,
         "width of the dense model; a multiple of n_heads",
-        usual="128 to 1024",
+        usual="128 to 1024; lower it when steps are slow",
     )
     n_layers: int = setting(
         7,
