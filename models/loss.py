@@ -51,11 +51,13 @@ class TiedCrossEntropy(torch.autograd.Function):
         chunk = tokens_per_chunk(hidden_ND.device)
         for start in range(0, len(target_N), chunk):
             rows = slice(start, start + chunk)
-            hidden, target = hidden_ND[rows], target_N[rows, None]
+            hidden, target = hidden_ND[rows], target_N[rows]
             probability = F.linear(hidden, weight_VD).softmax(-1)
-            total -= probability.gather(1, target).to(exact).clamp(min=SMALLEST_PROBABILITY).log().sum()
-            # In place, the probabilities become the gradient of the logits.
-            probability.scatter_add_(1, target, probability.new_full(target.shape, -1.0))
+            position = torch.arange(len(target), device=target.device)
+            of_target = probability[position, target]
+            total -= of_target.to(exact).clamp(min=SMALLEST_PROBABILITY).log().sum()
+            # In place, the probabilities become the gradient of the logits. scatter_ would copy all of them twice.
+            probability[position, target] = of_target - 1
             if wants_d_hidden:
                 torch.mm(probability, weight_VD, out=d_hidden_ND[rows])
             if wants_d_embedding:
