@@ -80,7 +80,7 @@ def activation_bytes(
     if compute_dtype:
         per_layer += size * (4 if model.is_moe else 12) * model.d_model**2
         per_layer += 4 * tokens * model.d_model if model.is_moe else 0
-    # Logits and their softmax; the tied embedding rounded, and its gradient, in the compute dtype and in fp32.
+    # Logits and their softmax; the output matrix rounded, and its gradient, in the compute dtype and in fp32.
     chunk = min(tokens, tokens_per_chunk(device))
     head = (2 * size * (chunk + model.d_model) + 4 * model.d_model) * model.vocab_size
     return model.n_layers * per_layer + head
@@ -90,10 +90,10 @@ def lean_gradient_bytes(model: ModelConfig) -> float:
     """Gradients that exist at once with lean memory, in bytes.
 
     Those of one layer's two largest matrices in fp32, what Muon makes of one of them, and those of
-    what AdamW moves, most of it the embedding.
+    what AdamW moves, most of it the embedding and an output matrix of its own.
     """
     matrix = 4 * model.d_model * model.d_hidden * max(model.n_experts, 1)
-    return 3 * matrix + 4 * model.vocab_size * model.d_model
+    return 3 * matrix + (1 if model.tied else 2) * 4 * model.vocab_size * model.d_model
 
 
 def available_bytes(device: torch.device) -> float:
