@@ -281,8 +281,8 @@ class TrainingConfig:
     tokenizer: str = setting(
         "auto",
         DATA,
-        "gpt2 (50,257 ids) or our own (4,097); auto: builtin for the built-in stories, else gpt2 where it can be had",
-        choices=("auto", "gpt2", "builtin"),
+        "gpt2 (50,257 ids), builtin, our own (4,097), or the PATH of a tokenizer.json; auto: that of the model with which "
+        "--start-phase begins, else builtin for the built-in stories and gpt2, where it can be had, for others",
     )
     cache_dir: str = setting("data/cache", DATA, "folder for tokenised stories")
 
@@ -340,6 +340,11 @@ class TrainingConfig:
             choices = item.metadata["choices"]
             if choices and value not in choices:
                 problems.append(f"{item.name} is {value!r}, must be one of {', '.join(choices)}")
+        require(
+            self.tokenizer in ("auto", "gpt2", "builtin") or self.tokenizer.endswith(".json"),
+            "tokenizer",
+            "must be auto, gpt2, builtin or the path of a tokenizer.json",
+        )
         require(self.preset in PRESETS, "preset", f"must be one of {', '.join(PRESETS)}")
         for name in (
             "batch_size",

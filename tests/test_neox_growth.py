@@ -5,12 +5,12 @@ import itertools
 
 import pytest
 import torch
+from test_growth import TOKENS, differences, holds, measured
+from test_optimizer_growth import gradients, pulled_back
 
 from config import ModelConfig, UserError
 from models import Transformer, count_parameters, load_model, next_token_loss, save_model
-from test_growth import TOKENS, differences, holds, measured
 from test_growth_checks import lively_dense_model, lively_moe_model
-from test_optimizer_growth import gradients, pulled_back
 from training.flops import step_flops
 from training.optimizer import build_optimizers
 from transfer.growth_maps import GrowthMaps, block_origins
