@@ -189,7 +189,7 @@ class TrainingConfig:
         1,
         RUN,
         "2 or 3 begins there with the model of the phase before, dense_model.pt or moe_model_final.pt in "
-        "checkpoint_dir, and a fresh optimizer",
+        "checkpoint_dir, which decides geometry and tokenizer, and a fresh optimizer",
         choices=(1, 2, 3),
     )
     save_every: float = setting(

@@ -29,7 +29,7 @@ from data.token_cache import (
     load_or_build,
     load_tokens,
 )
-from data.tokenizer import END_OF_TEXT, TokenizerUnavailable, load_tokenizer, tokenizer_name
+from data.tokenizer import END_OF_TEXT, TokenizerUnavailable, find_tokenizer, load_tokenizer, tokenizer_name
 from data.tokenizer_file import TokenizerFile
 
 KEYWORDS = ("auto", "tinystories", "builtin")
@@ -103,8 +103,13 @@ def load_data(config: TrainingConfig, say: Callable[[str], None] = print) -> Sto
     return _local_files(config, say)
 
 
+def _given_tokenizer(config: TrainingConfig, auto: str) -> str:
+    """Its name or path; `auto` is what "auto" means."""
+    return find_tokenizer(auto if config.tokenizer == "auto" else config.tokenizer, config.checkpoint_dir)
+
+
 def _builtin(config: TrainingConfig, say) -> StoryData:
-    given = "builtin" if config.tokenizer == "auto" else config.tokenizer
+    given = _given_tokenizer(config, "builtin")
     name, encoding, source = tokenizer_name(given), load_tokenizer(given), builtin_source()
     tokens = load_or_build(Path(config.cache_dir), source, name, encoding, None, say)
     return _story_data(config, source, name, encoding, tokens, None, say)
@@ -114,7 +119,7 @@ def _local_files(config: TrainingConfig, say) -> StoryData:
     if not Path(config.data).expanduser().exists():
         raise UserError(f"data is {config.data!r}, which is neither one of {', '.join(KEYWORDS)} nor an existing file")
     source = file_source(config.data, config.valid_data)
-    given = "gpt2" if config.tokenizer == "auto" else config.tokenizer
+    given = _given_tokenizer(config, "gpt2")
     try:
         encoding = load_tokenizer(given)
     except TokenizerUnavailable as error:
@@ -137,7 +142,7 @@ def _local_files(config: TrainingConfig, say) -> StoryData:
 
 def _tinystories(config: TrainingConfig, say) -> StoryData:
     """Raises HubUnavailable, or TokenizerUnavailable."""
-    given = "gpt2" if config.tokenizer == "auto" else config.tokenizer
+    given = _given_tokenizer(config, "gpt2")
     name = tokenizer_name(given)
     cache_dir = Path(config.cache_dir)
     need = _need(config)

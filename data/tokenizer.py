@@ -56,6 +56,15 @@ def load_tokenizer(name: str) -> tiktoken.Encoding | TokenizerFile:
     raise ValueError(f"no tokenizer is named {name!r}; there are builtin and gpt2")
 
 
+def find_tokenizer(given: str, folder: str | Path) -> str:
+    """A name, or the path of a tokenizer file: as it was given, or, where there is none, of that name in `folder`.
+
+    Args:
+        folder: that of the models, beside which their tokenizer lies.
+    """
+    return str(Path(folder, given)) if given.endswith(SUFFIX) and not Path(given).exists() else given
+
+
 def tokenizer_name(given: str) -> str:
     """What models and caches call the tokenizer that was given by name or path. Raises UserError as `load_tokenizer`."""
     return name_of_file(given) if given.endswith(SUFFIX) else given

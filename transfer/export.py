@@ -24,7 +24,7 @@ from torch import Tensor
 
 from command_line import OneLineParser, run_command
 from config import ModelConfig, UserError
-from data.tokenizer import END_OF_TEXT, load_tokenizer, tokenizer_name
+from data.tokenizer import END_OF_TEXT, find_tokenizer, load_tokenizer, tokenizer_name
 from data.tokenizer_file import SUFFIX, as_tokenizer_json
 from durable_files import reason, sync, sync_folder
 from models import Transformer, load_model, summary
@@ -116,10 +116,8 @@ def tokenizer_content(config: ModelConfig, folder: Path, given: str | None) -> t
         raise UserError(
             "the model file does not name its tokenizer; give --tokenizer gpt2, builtin or a tokenizer.json"
         )
-    name = given or config.tokenizer
-    if name.endswith(SUFFIX) and not given:
-        name = str(folder / name)
-    elif name not in ("gpt2", "builtin") and not name.endswith(SUFFIX):
+    name = find_tokenizer(given or config.tokenizer, folder)
+    if name not in ("gpt2", "builtin") and not name.endswith(SUFFIX):
         raise UserError(f"--tokenizer {name}: unknown; give gpt2, builtin or the path of a tokenizer.json")
     if config.tokenizer and tokenizer_name(name) != config.tokenizer:
         raise UserError(f"--tokenizer {name}: the model was trained on the ids of {config.tokenizer}; leave it out")
