@@ -1,9 +1,11 @@
-"""What all command lines share: a mistake is reported in one line."""
+"""What all command lines share: a mistake is reported in one line, and told by the exit code."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import sys
+from collections.abc import Callable
 
 from config import UserError
 
@@ -15,6 +17,32 @@ def one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     half = LONGEST_LINE // 2
     return text if len(text) <= LONGEST_LINE else f"{text[:half]} … {text[-half:]}"
+
+
+def run_command(work: Callable[[], int], too_little_memory: str) -> int:
+    """Runs a command that writes one thing, at its end; returns its exit code.
+
+    That is what `work` returns, or 2 where something given cannot work, 4 out of memory, 130 stopped by Ctrl-C.
+
+    Args:
+        too_little_memory: what has to fit, and what to do where it does not.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal without UTF-8 shows ? for a tick; it must not end the program.
+        stream.reconfigure(errors="replace")
+    try:
+        return work()
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; no model was written", file=sys.stderr)
+        return 130
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        print(f"error: out of memory: {too_little_memory}", file=sys.stderr)
+        return 4
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -34,7 +34,12 @@ class ModelConfig:
 
     `n_experts = 0` is a dense model. `top_k` counts the experts that one token uses.
     `norm_eps` is a field because width growth by a factor that is not whole rescales it.
-    `tokenizer` names what the ids mean, so that a model file can be used by itself; "" where nobody knows.
+    `tokenizer` names what the ids mean, so that a model file can be used by itself: "builtin", "gpt2" or the
+    name of a tokenizer file beside it; "" where nobody knows.
+
+    The last three are for imported models (docs/HUGGING_FACE.md). `parallel_residual`: attention and MLP of a block
+    read the same residual. `rotary_share`: the leading share of each head that RoPE turns. `tied`: the
+    output matrix is the input embedding.
 
     Raises:
         UserError: the geometry is impossible; the text names every problem.
@@ -50,6 +55,9 @@ class ModelConfig:
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
     tokenizer: str = ""
+    parallel_residual: bool = False
+    rotary_share: float = 1.0
+    tied: bool = True
 
     def __post_init__(self):
         problems = []
@@ -67,6 +75,11 @@ class ModelConfig:
                 f"head_dim d_model / n_heads = {self.d_model} / {self.n_heads} = {self.head_dim} is odd, "
                 f"but rotary embeddings turn features in pairs; choose an even head_dim"
             )
+        elif not problems and not (0 < self.rotary_share <= 1 and self.rotary_dim >= 2 and self.rotary_dim % 2 == 0):
+            problems.append(
+                f"rotary_share {self.rotary_share} of head_dim {self.head_dim} has to be an even number of features, "
+                f"at least 2"
+            )
         if self.n_experts > 0 and not 1 <= self.top_k <= self.n_experts:
             problems.append(f"top_k is {self.top_k}, must be between 1 and n_experts {self.n_experts}")
         if problems:
@@ -75,6 +88,11 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         return self.d_model // self.n_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """Features of each head that RoPE turns, the leading ones."""
+        return int(self.head_dim * self.rotary_share)
 
     @property
     def d_hidden(self) -> int:
@@ -172,7 +190,7 @@ class TrainingConfig:
         1,
         RUN,
         "2 or 3 begins there with the model of the phase before, dense_model.pt or moe_model_final.pt in "
-        "checkpoint_dir, and a fresh optimizer",
+        "checkpoint_dir, which decides geometry and tokenizer, and a fresh optimizer",
         choices=(1, 2, 3),
     )
     save_every: float = setting(
@@ -323,8 +341,8 @@ class TrainingConfig:
     tokenizer: str = setting(
         "auto",
         DATA,
-        "gpt2 (50,257 ids) or our own (4,097); auto: builtin for the built-in stories, else gpt2 where it can be had",
-        choices=("auto", "gpt2", "builtin"),
+        "gpt2 (50,257 ids), builtin, our own (4,097), or the PATH of a tokenizer.json; auto: that of the model with which "
+        "--start-phase begins, else builtin for the built-in stories and gpt2, where it can be had, for others",
     )
     cache_dir: str = setting("data/cache", DATA, "folder for tokenised stories")
 
@@ -431,6 +449,11 @@ class TrainingConfig:
             choices = item.metadata["choices"]
             if choices and value not in choices:
                 problems.append(f"{item.name} is {value!r}, must be one of {', '.join(choices)}")
+        require(
+            self.tokenizer in ("auto", "gpt2", "builtin") or self.tokenizer.endswith(".json"),
+            "tokenizer",
+            "must be auto, gpt2, builtin or the path of a tokenizer.json",
+        )
         require(self.preset in PRESETS, "preset", f"must be one of {', '.join(PRESETS)}")
         for name in (
             "batch_size",
@@ -468,9 +491,9 @@ class TrainingConfig:
         if problems:
             raise UserError("; ".join(problems))
 
-    def phase_geometries(self, vocab_size: int, tokenizer: str = "") -> tuple[ModelConfig, ModelConfig, ModelConfig]:
-        """The models of the three phases."""
-        dense = ModelConfig(
+    def dense_geometry(self, vocab_size: int, tokenizer: str = "") -> ModelConfig:
+        """The model of phase 1."""
+        return ModelConfig(
             vocab_size,
             self.d_model,
             self.n_layers,
@@ -478,6 +501,13 @@ class TrainingConfig:
             context_length=self.context_length,
             tokenizer=tokenizer,
         )
+
+    def phase_geometries(self, vocab_size: int, tokenizer: str = "") -> tuple[ModelConfig, ModelConfig, ModelConfig]:
+        """The models of the three phases."""
+        return self.geometries_from(self.dense_geometry(vocab_size, tokenizer))
+
+    def geometries_from(self, dense: ModelConfig) -> tuple[ModelConfig, ModelConfig, ModelConfig]:
+        """The models of the three phases where the first is `dense`."""
         moe = dense.upcycled(self.n_experts, self.top_k)
         return dense, moe, moe.grown(self.scale_factor, self.extra_layers)
 

@@ -17,7 +17,8 @@ import sys
 import torch
 
 from command_line import one_line
-from config import UserError
+from config import TrainingConfig, UserError
+from data.tokenizer import find_tokenizer, load_tokenizer
 from training.allocator import hand_out_large_blocks
 from training.boundary import GrowthCheckFailed, cross_boundary
 from training.cli import RunComplete, parse_config
@@ -27,6 +28,7 @@ from training.plot import plot_curves
 from training.report import boundary_summary
 from training.run import PICTURE_NAME
 from training.start import start_run
+from training.start_model import dense_of, start_geometry
 from training.stop import Stopped, StopSignals
 from training.ways_out import how_to_go_on, out_of_memory_advice
 from transfer.optimizer_growth import grow_optimizer_state
@@ -69,6 +71,14 @@ def train(run) -> None:
     print(f"\nDone in {run.seconds:.0f} s. Models, history and {PICTURE_NAME} are in {run.folder}/")
 
 
+def vocabulary_size(config: TrainingConfig) -> int:
+    """Of the tokenizer that the settings name, or that "auto" most probably takes; gpt2 is not asked for."""
+    if config.tokenizer.endswith(".json"):
+        return load_tokenizer(find_tokenizer(config.tokenizer, config.checkpoint_dir)).n_vocab
+    is_gpt2 = config.tokenizer == "gpt2" or (config.tokenizer == "auto" and config.data != "builtin")
+    return 50_257 if is_gpt2 else 4_097
+
+
 def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         # A terminal without UTF-8 shows ? for a tick; it must not end the run.
@@ -79,10 +89,13 @@ def main(arguments: list[str] | None = None) -> int:
         with StopSignals() as stop:
             config, device, plan_only = parse_config(arguments)
             if plan_only:
-                is_gpt2 = config.tokenizer == "gpt2" or (config.tokenizer == "auto" and config.data != "builtin")
-                vocab_size = 50_257 if is_gpt2 else 4_097
+                start = start_geometry(config)
                 compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
-                print(make_plan(config, vocab_size, device, compute_dtype).table())
+                print(
+                    make_plan(
+                        config, vocabulary_size(config), device, compute_dtype, dense=start and dense_of(start)
+                    ).table()
+                )
                 return 0
             with start_run(config, device, stop) as run:
                 train(run)

@@ -29,7 +29,8 @@ from data.token_cache import (
     load_or_build,
     load_tokens,
 )
-from data.tokenizer import END_OF_TEXT, TokenizerUnavailable, load_tokenizer
+from data.tokenizer import END_OF_TEXT, TokenizerUnavailable, find_tokenizer, load_tokenizer, tokenizer_name
+from data.tokenizer_file import TokenizerFile
 
 KEYWORDS = ("auto", "tinystories", "builtin")
 # A stream is read by whole shards, each shuffled by itself: see `batches.train_batch`.
@@ -49,7 +50,7 @@ class StoryData:
 
     train: np.ndarray
     valid: np.ndarray
-    tokenizer: tiktoken.Encoding
+    tokenizer: tiktoken.Encoding | TokenizerFile
     end_of_text: int
     bytes_per_token: float
     summary: dict
@@ -102,9 +103,14 @@ def load_data(config: TrainingConfig, say: Callable[[str], None] = print) -> Sto
     return _local_files(config, say)
 
 
+def _given_tokenizer(config: TrainingConfig, auto: str) -> str:
+    """Its name or path; `auto` is what "auto" means."""
+    return find_tokenizer(auto if config.tokenizer == "auto" else config.tokenizer, config.checkpoint_dir)
+
+
 def _builtin(config: TrainingConfig, say) -> StoryData:
-    name = "gpt2" if config.tokenizer == "gpt2" else "builtin"
-    encoding, source = load_tokenizer(name), builtin_source()
+    given = _given_tokenizer(config, "builtin")
+    name, encoding, source = tokenizer_name(given), load_tokenizer(given), builtin_source()
     tokens = load_or_build(Path(config.cache_dir), source, name, encoding, None, say)
     return _story_data(config, source, name, encoding, tokens, None, say)
 
@@ -113,15 +119,16 @@ def _local_files(config: TrainingConfig, say) -> StoryData:
     if not Path(config.data).expanduser().exists():
         raise UserError(f"data is {config.data!r}, which is neither one of {', '.join(KEYWORDS)} nor an existing file")
     source = file_source(config.data, config.valid_data)
-    name = "gpt2" if config.tokenizer == "auto" else config.tokenizer
+    given = _given_tokenizer(config, "gpt2")
     try:
-        encoding = load_tokenizer(name)
+        encoding = load_tokenizer(given)
     except TokenizerUnavailable as error:
         if config.tokenizer == "gpt2":
             raise
         say(f"Going on with the built-in tokenizer: {error}")
-        name = "builtin"
-        encoding = load_tokenizer(name)
+        given = "builtin"
+        encoding = load_tokenizer(given)
+    name = tokenizer_name(given)
     tokens = load_or_build(Path(config.cache_dir), source, name, encoding, None, say)
     need = _need(config)
     if source.valid is None and len(tokens.valid) < need.valid:
@@ -135,7 +142,8 @@ def _local_files(config: TrainingConfig, say) -> StoryData:
 
 def _tinystories(config: TrainingConfig, say) -> StoryData:
     """Raises HubUnavailable, or TokenizerUnavailable."""
-    name = "gpt2" if config.tokenizer == "auto" else config.tokenizer
+    given = _given_tokenizer(config, "gpt2")
+    name = tokenizer_name(given)
     cache_dir = Path(config.cache_dir)
     need = _need(config)
     hub = TinyStoriesHub()
@@ -145,7 +153,7 @@ def _tinystories(config: TrainingConfig, say) -> StoryData:
     # as long, and without the stories there is no use for the tokenizer.
     if not folder.exists():
         hub.connect()
-    encoding = load_tokenizer(name)
+    encoding = load_tokenizer(given)
     try:
         tokens = load_or_build(cache_dir, source, name, encoding, need, say)
     except HubUnavailable as error:

@@ -1,4 +1,4 @@
-"""The two tokenizers: `builtin`, shipped with the project, and `gpt2`, downloaded once."""
+"""The tokenizers: `builtin`, shipped with the project, `gpt2`, downloaded once, and those in files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tiktoken
 
 from config import UserError
 from data import network
+from data.tokenizer_file import SUFFIX, TokenizerFile, name_of_file
 
 END_OF_TEXT = "<|endoftext|>"
 BUILTIN_RANKS_PATH = Path(__file__).with_name("builtin_4096.tiktoken")
@@ -31,10 +32,11 @@ class TokenizerUnavailable(UserError):
     """The tokenizer's files are neither cached nor to be had from the network."""
 
 
-def load_tokenizer(name: str) -> tiktoken.Encoding:
-    """The tokenizer `name`: "builtin" has 4,097 ids, "gpt2" 50,257; the last is END_OF_TEXT.
+def load_tokenizer(name: str) -> tiktoken.Encoding | TokenizerFile:
+    """The tokenizer `name`: "builtin" has 4,097 ids, "gpt2" 50,257; the last is END_OF_TEXT. Or the path of a .json.
 
     Raises:
+        UserError: the file cannot be used.
         TokenizerUnavailable: gpt2 is not cached and cannot be downloaded; takes 4 s at most
             where the network is silent, 64 s where the download stalls.
         ValueError: no tokenizer has that name.
@@ -49,7 +51,23 @@ def load_tokenizer(name: str) -> tiktoken.Encoding:
         )
     if name == "gpt2":
         return _load_gpt2()
+    if name.endswith(SUFFIX):
+        return TokenizerFile(name, END_OF_TEXT)
     raise ValueError(f"no tokenizer is named {name!r}; there are builtin and gpt2")
+
+
+def find_tokenizer(given: str, folder: str | Path) -> str:
+    """A name, or the path of a tokenizer file: as it was given, or, where there is none, of that name in `folder`.
+
+    Args:
+        folder: that of the models, beside which their tokenizer lies.
+    """
+    return str(Path(folder, given)) if given.endswith(SUFFIX) and not Path(given).exists() else given
+
+
+def tokenizer_name(given: str) -> str:
+    """What models and caches call the tokenizer that was given by name or path. Raises UserError as `load_tokenizer`."""
+    return name_of_file(given) if given.endswith(SUFFIX) else given
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:

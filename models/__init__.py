@@ -8,7 +8,7 @@ from config import ModelConfig, UserError
 from models.files import load_model, save_model
 from models.loss import next_token_loss, router_loss
 from models.moe import MoE, Routing
-from models.parameters import ParameterCount, count_parameters
+from models.parameters import ParameterCount, count_parameters, summary
 from models.transformer import Transformer, exact_arithmetic
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "next_token_loss",
     "router_loss",
     "save_model",
+    "summary",
 ]
 
 

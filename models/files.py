@@ -41,6 +41,24 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Transfor
     return load_model_and_checksum(path, device)[0]
 
 
+def read_config(path: str | Path) -> ModelConfig:
+    """The geometry in a model file, without reading its weights; `load_model` is what checks them.
+
+    Raises:
+        UserError: the file is missing, or not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no model file at {path}")
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return ModelConfig(**checked(path, content)["config"])
+    except UserError:
+        raise
+    except Exception as error:  # damage may show in any way
+        raise damaged(path, DamagedFile("it cannot be read")) from error
+
+
 def load_model_and_checksum(path: str | Path, device: str | torch.device = "cpu") -> tuple[Transformer, str]:
     """As `load_model`; with the checksum that `save_model` returned."""
     path = Path(path)
@@ -49,9 +67,8 @@ def load_model_and_checksum(path: str | Path, device: str | torch.device = "cpu"
     try:
         content, checksum = read_tensors(path, device)
     except DamagedFile as error:
-        raise UserError(f"{path} is damaged or no model of ours ({error}); train it again or copy it anew") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path} is a torch file, but not a model of ours: its format is not {FORMAT!r}")
+        raise damaged(path, error) from error
+    content = checked(path, content)
     try:
         config = ModelConfig(**content["config"])
         with torch.device("meta"):
@@ -60,3 +77,14 @@ def load_model_and_checksum(path: str | Path, device: str | torch.device = "cpu"
     except (RuntimeError, TypeError, KeyError, UserError) as error:
         raise UserError(f"the weights in {path} do not fit the geometry that it names: {reason(error)}") from error
     return model.requires_grad_(True), checksum
+
+
+def checked(path: Path, content: object) -> dict:
+    """Raises UserError where `content` is not what this version writes."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is a torch file, but not a model of ours: its format is not {FORMAT!r}")
+    return content
+
+
+def damaged(path: Path, error: DamagedFile) -> UserError:
+    return UserError(f"{path} is damaged or no model of ours ({error}); train it again or copy it anew")

@@ -18,15 +18,15 @@ SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 def tokens_per_chunk(device: torch.device) -> int:
     """Tokens whose logits exist at once.
 
-    Each chunk costs a pass over the embedding's gradient, and holds its logits twice: at 50 k ids and in bf16
+    Each chunk costs a pass over the output matrix's gradient, and holds its logits twice: at 50 k ids and in bf16
     200 MB for 1,024 tokens. A GPU wants more rows; on MPS a product with 50 k outputs is wrong from
     9 × 1024 rows on.
     """
     return 1024 if device.type == "cpu" else 4096
 
 
-class TiedCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of softmax(hidden @ embeddingᵀ), without ever holding all logits.
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of softmax(hidden @ outputᵀ), without ever holding all logits.
 
     Chunk by chunk, it computes loss and gradients together in the forward pass: three matrix
     products, as many as the plain computation, and no logits kept for the backward pass.
@@ -40,13 +40,13 @@ class TiedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_ND: Tensor, embedding_VD: Tensor, target_N: Tensor) -> Tensor:
-        """hidden (N, D) in the compute dtype, embedding (V, D) in its own, target int64 (N,) → scalar."""
+    def forward(ctx, hidden_ND: Tensor, output_VD: Tensor, target_N: Tensor) -> Tensor:
+        """hidden (N, D) in the compute dtype, output matrix (V, D) in its own, target int64 (N,) → scalar."""
         exact = torch.promote_types(hidden_ND.dtype, torch.float32)
-        weight_VD = embedding_VD.to(hidden_ND.dtype)
-        wants_d_hidden, wants_d_embedding, _ = ctx.needs_input_grad
+        weight_VD = output_VD.to(hidden_ND.dtype)
+        wants_d_hidden, wants_d_output, _ = ctx.needs_input_grad
         d_hidden_ND = torch.empty_like(hidden_ND) if wants_d_hidden else None
-        d_embedding_VD = None
+        d_output_VD = None
         total = hidden_ND.new_zeros((), dtype=exact)
         chunk = tokens_per_chunk(hidden_ND.device)
         for start in range(0, len(target_N), chunk):
@@ -60,16 +60,16 @@ class TiedCrossEntropy(torch.autograd.Function):
             probability[position, target] = of_target - 1
             if wants_d_hidden:
                 torch.mm(probability, weight_VD, out=d_hidden_ND[rows])
-            if wants_d_embedding:
-                d_embedding = (probability.T @ hidden).to(embedding_VD.dtype)
-                d_embedding_VD = d_embedding if d_embedding_VD is None else d_embedding_VD.add_(d_embedding)
-        ctx.save_for_backward(d_hidden_ND, d_embedding_VD)
+            if wants_d_output:
+                d_output = (probability.T @ hidden).to(output_VD.dtype)
+                d_output_VD = d_output if d_output_VD is None else d_output_VD.add_(d_output)
+        ctx.save_for_backward(d_hidden_ND, d_output_VD)
         return total
 
     @staticmethod
     def backward(ctx, d_total: Tensor):
-        d_hidden_ND, d_embedding_VD = ctx.saved_tensors
-        return tuple(None if d is None else d.mul_(d_total) for d in (d_hidden_ND, d_embedding_VD)) + (None,)
+        d_hidden_ND, d_output_VD = ctx.saved_tensors
+        return tuple(None if d is None else d.mul_(d_total) for d in (d_hidden_ND, d_output_VD)) + (None,)
 
 
 def next_token_loss(model: Transformer, tokens_BT: Tensor) -> tuple[Tensor, list[Routing]]:
@@ -83,8 +83,8 @@ def next_token_loss(model: Transformer, tokens_BT: Tensor) -> tuple[Tensor, list
     hidden_BTD, routings = model.hidden(tokens_BT[:, :-1])
     target_N = tokens_BT[:, 1:].flatten()
     # An autograd function is not told of no_grad; without this, evaluation would compute gradients.
-    embedding_VD = model.embedding.weight if torch.is_grad_enabled() else model.embedding.weight.detach()
-    total = TiedCrossEntropy.apply(hidden_BTD.flatten(0, 1), embedding_VD, target_N)
+    output_VD = model.output_matrix if torch.is_grad_enabled() else model.output_matrix.detach()
+    total = ChunkedCrossEntropy.apply(hidden_BTD.flatten(0, 1), output_VD, target_N)
     return total / len(target_N), routings
 
 

@@ -1,4 +1,4 @@
-"""Parameter counts: all, and those that one token uses."""
+"""Parameter counts: all, and those that one token uses; and a model in one line."""
 
 from __future__ import annotations
 
@@ -40,3 +40,16 @@ def count_parameters(model: Transformer | ModelConfig) -> ParameterCount:
     stacked = sum(p.numel() for name, p in model.named_parameters() if ".mlp.up." in name or ".mlp.down." in name)
     idle_per_layer = config.n_experts - config.top_k
     return ParameterCount(total, total - stacked * idle_per_layer // config.n_experts, idle_per_layer * config.n_layers)
+
+
+def summary(config: ModelConfig) -> str:
+    """Geometry and parameter counts in one line."""
+    kinds = [f"{config.n_experts} experts, top {config.top_k}" if config.is_moe else "dense"]
+    kinds += ["parallel residual"] * config.parallel_residual
+    kinds += [f"rotary {config.rotary_share:g}"] * (config.rotary_share != 1)
+    kinds += ["own output matrix"] * (not config.tied)
+    count = count_parameters(config)
+    return (
+        f"width {config.d_model}, {config.n_layers} blocks, {config.n_heads} heads, {', '.join(kinds)}: "
+        f"{count.total:,} parameters, {count.active:,} active per token"
+    )

@@ -11,10 +11,13 @@ MLP                      d → 4d → d with GELU (exact, by erf) and biases, or
 embeddings               tied: the output matrix is the input embedding
 initialisation           N(0, 0.02); projections into the residual N(0, 0.02 / √(2 · n_layers))
 
-The dense model is GPT-NeoX (Black et al. 2022) with sequential residual and full rotary;
-its fused projection has NeoX's layout, (head, q|k|v, feature), so that a head is one run of rows.
+The dense model is GPT-NeoX (Black et al. 2022) with sequential residual and full rotary. Imported models may
+have NeoX's other choices: both branches of a block on one residual, rotary over a leading share of the
+head, an output matrix of its own. The fused projection has NeoX's layout, (head, q|k|v, feature), so that a
+head is one run of rows.
 
-Shape letters: B batch, T time, D d_model, H heads, K head_dim, V vocabulary.
+Shape letters: B batch, T time, D d_model, H heads, K head_dim, V vocabulary,
+R features of a head that RoPE turns.
 """
 
 from __future__ import annotations
@@ -53,21 +56,25 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
-def rope_tables(n_positions: int, head_dim: int, base: float, device, dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of RoPE (Su et al. 2021, eq. 34), each (T, K).
+def rope_tables(n_positions: int, rotary_dim: int, base: float, device, dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of RoPE (Su et al. 2021, eq. 34), each (T, R) for R = `rotary_dim`.
 
     Angles are computed in fp32 or better (never in bf16, which cannot count past 256).
     """
     exact = torch.promote_types(dtype, torch.float32)
-    frequency_k = base ** (-torch.arange(0, head_dim, 2, device=device, dtype=exact) / head_dim)
-    angle_TK = torch.outer(torch.arange(n_positions, device=device, dtype=exact), frequency_k).repeat(1, 2)
-    return angle_TK.cos().to(dtype), angle_TK.sin().to(dtype)
+    frequency_k = base ** (-torch.arange(0, rotary_dim, 2, device=device, dtype=exact) / rotary_dim)
+    angle_TR = torch.outer(torch.arange(n_positions, device=device, dtype=exact), frequency_k).repeat(1, 2)
+    return angle_TR.cos().to(dtype), angle_TR.sin().to(dtype)
 
 
-def apply_rope(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Turns the feature pairs (i, i + K/2) by the angle of their position."""
+def apply_rope(x_BHTK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """Turns the feature pairs (i, i + R/2) by the angle of their position; features from R on stay."""
+    R, K = cos_TR.shape[-1], x_BHTK.shape[-1]
+    if R < K:
+        x_BHTR, rest = x_BHTK.split((R, K - R), dim=-1)
+        return torch.cat((apply_rope(x_BHTR, cos_TR, sin_TR), rest), dim=-1)
     first, second = x_BHTK.chunk(2, dim=-1)
-    return x_BHTK * cos_TK + torch.cat((-second, first), dim=-1) * sin_TK
+    return x_BHTK * cos_TR + torch.cat((-second, first), dim=-1) * sin_TR
 
 
 class Attention(nn.Module):
@@ -106,19 +113,24 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); `mlp` is an `MLP` or a `MoE`."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); `mlp` is an `MLP` or a `MoE`.
+
+    With a parallel residual x + attention(norm(x)) + mlp(norm(x)), where both norms read the block's input.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        self.is_parallel = config.parallel_residual
         self.attention_norm = LayerNorm(config.d_model, eps=config.norm_eps)
         self.attention = Attention(config)
         self.mlp_norm = LayerNorm(config.d_model, eps=config.norm_eps)
         self.mlp = MoE(config) if config.is_moe else MLP(config)
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Routing | None]:
+        block_input_BTD = x_BTD
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope)
         routing = None
-        y_BTD = self.mlp(self.mlp_norm(x_BTD))
+        y_BTD = self.mlp(self.mlp_norm(block_input_BTD if self.is_parallel else x_BTD))
         if isinstance(self.mlp, MoE):
             y_BTD, routing = y_BTD
         return x_BTD + y_BTD, routing
@@ -137,6 +149,8 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_norm = LayerNorm(config.d_model, eps=config.norm_eps)
+        if not config.tied:
+            self.unembedding = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     @classmethod
     def empty(cls, config: ModelConfig, device="cpu", dtype=torch.float32) -> Transformer:
@@ -160,7 +174,7 @@ class Transformer(nn.Module):
             raise ValueError(f"{T} tokens, but the context length is {self.config.context_length}")
         x_BTD = self.embedding(tokens_BT)
         rope = rope_tables(
-            T, self.config.head_dim, self.config.rope_base, x_BTD.device, self.compute_dtype or x_BTD.dtype
+            T, self.config.rotary_dim, self.config.rope_base, x_BTD.device, self.compute_dtype or x_BTD.dtype
         )
         routings = []
         for block in self.blocks:
@@ -170,8 +184,13 @@ class Transformer(nn.Module):
         return self.final_norm(x_BTD), routings
 
     def unembed(self, hidden_D: Tensor) -> Tensor:
-        """Logits (…, V) of normalised residuals (…, D), by the tied embedding."""
-        return F.linear(hidden_D, self.embedding.weight.to(hidden_D.dtype))
+        """Logits (…, V) of normalised residuals (…, D)."""
+        return F.linear(hidden_D, self.output_matrix.to(hidden_D.dtype))
+
+    @property
+    def output_matrix(self) -> nn.Parameter:
+        """(V, D): the embedding, or the unembedding of a model whose two are not tied."""
+        return self.embedding.weight if self.config.tied else self.unembedding.weight
 
     @property
     def compute_dtype(self) -> torch.dtype | None:

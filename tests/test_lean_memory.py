@@ -107,9 +107,9 @@ def test_parts_of_a_batch_add_up_to_it(build, parts):
 
 
 def test_parts_take_less_memory_and_exclude_lean():
-    cpu = torch.device("cpu")
+    cpu, dense = torch.device("cpu"), PRESETS["reference"].dense_geometry(50_257)
     whole, split = (
-        memory_of_phases(dataclasses.replace(PRESETS["reference"], accumulate=n), 50_257, cpu, None, False)[0]
+        memory_of_phases(dataclasses.replace(PRESETS["reference"], accumulate=n), dense, cpu, None, False)[0]
         for n in (1, 4)
     )
     assert split.activations < 0.6 * whole.activations and split.weights == whole.weights

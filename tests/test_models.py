@@ -105,13 +105,13 @@ def test_loss_and_its_gradients_equal_plain_cross_entropy_also_in_chunks(dtype, 
 def test_evaluation_computes_no_gradients(monkeypatch):
     model = lively_dense_model(SMALL)
     wanted = []
-    forward = loss_module.TiedCrossEntropy.forward
+    forward = loss_module.ChunkedCrossEntropy.forward
 
     def watched(ctx, *arguments):
         wanted.append(any(ctx.needs_input_grad))
         return forward(ctx, *arguments)
 
-    monkeypatch.setattr(loss_module.TiedCrossEntropy, "forward", watched)
+    monkeypatch.setattr(loss_module.ChunkedCrossEntropy, "forward", watched)
     next_token_loss(model, tokens(SMALL))
     with torch.no_grad():
         next_token_loss(model, tokens(SMALL))

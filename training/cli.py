@@ -14,6 +14,7 @@ from training.device import pick_device
 from training.history import read_history
 from training.run import HISTORY_NAME
 from training.run_state import STATE_NAME, read_saved_config
+from training.start_model import follow_start_model
 
 DESCRIPTION = """Trains a dense language model, upcycles it to a mixture of experts, and grows that in
 width and depth, proving at each boundary that the model still computes what it computed before."""
@@ -92,7 +93,7 @@ def parse_config(arguments: list[str] | None, say=print) -> tuple[TrainingConfig
             f"Preset {preset}, because the device is {device}; --preset {other} chooses the other, "
             f"--help shows every setting"
         )
-    config = dataclasses.replace(PRESETS[preset], **given)
+    config = follow_start_model(dataclasses.replace(PRESETS[preset], **given), given, say)
     config.validate()
     return config, device, plan_only
 

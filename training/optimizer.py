@@ -1,4 +1,4 @@
-"""Muon for the matrices inside the blocks; AdamW for the embedding, biases, norms and routers.
+"""Muon for the matrices inside the blocks; AdamW for embedding and output matrix, biases, norms and routers.
 
 Measured in docs/GROWTH_STUDY.md, section "The recipe".
 """
@@ -33,7 +33,7 @@ def build_optimizers(
     """
     fused, matrices, stacks, embedding, routers, rest = [], [], [], [], [], []
     for name, parameter in model.named_parameters():
-        if name.startswith("embedding"):
+        if name.startswith(("embedding", "unembedding")):
             embedding.append(parameter)
         elif "router" in name:
             routers.append(parameter)

@@ -80,7 +80,7 @@ def activation_bytes(
     if compute_dtype:
         per_layer += size * (4 if model.is_moe else 12) * model.d_model**2
         per_layer += 4 * tokens * model.d_model if model.is_moe else 0
-    # Logits and their softmax; the tied embedding rounded, and its gradient, in the compute dtype and in fp32.
+    # Logits and their softmax; the output matrix rounded, and its gradient, in the compute dtype and in fp32.
     chunk = min(tokens, tokens_per_chunk(device))
     head = (2 * size * (chunk + model.d_model) + 4 * model.d_model) * model.vocab_size
     return model.n_layers * per_layer + head
@@ -90,10 +90,10 @@ def lean_gradient_bytes(model: ModelConfig) -> float:
     """Gradients that exist at once with lean memory, in bytes.
 
     Those of one layer's two largest matrices in fp32, what Muon makes of one of them, and those of
-    what AdamW moves, most of it the embedding.
+    what AdamW moves, most of it the embedding and an output matrix of its own.
     """
     matrix = 4 * model.d_model * model.d_hidden * max(model.n_experts, 1)
-    return 3 * matrix + 4 * model.vocab_size * model.d_model
+    return 3 * matrix + (1 if model.tied else 2) * 4 * model.vocab_size * model.d_model
 
 
 def available_bytes(device: torch.device) -> float:
@@ -147,10 +147,10 @@ class Plan:
 
 
 def memory_of_phases(
-    config: TrainingConfig, vocab_size: int, device: torch.device, compute_dtype: torch.dtype | None, is_lean: bool
+    config: TrainingConfig, dense: ModelConfig, device: torch.device, compute_dtype: torch.dtype | None, is_lean: bool
 ) -> tuple[PhaseMemory, ...]:
-    """The memory of all three phases, what growth adds included."""
-    models = config.phase_geometries(vocab_size)
+    """The memory of all three phases, what growth adds included; `dense` is the model of the first."""
+    models = config.geometries_from(dense)
     tokens = -(-config.batch_size // config.accumulate) * config.context_length
     memory = [phase_memory(model, tokens, device, compute_dtype, is_lean) for model in models]
     counts = [count_parameters(model).total for model in models]
@@ -166,14 +166,18 @@ def memory_of_phases(
 
 
 def choose_memory(
-    config: TrainingConfig, vocab_size: int, device: torch.device, compute_dtype: torch.dtype | None, available: float
+    config: TrainingConfig,
+    dense: ModelConfig,
+    device: torch.device,
+    compute_dtype: torch.dtype | None,
+    available: float,
 ) -> tuple[PhaseMemory, ...]:
     """The memory of all three phases in the mode that the config names; for "auto" lean only where full does not fit."""
     modes = {"full": [False], "lean": [True], "auto": [False, True]}[config.memory]
     if config.accumulate > 1:
         modes = [False]  # lean memory has nowhere to add up gradients
     for is_lean in modes:
-        memory = memory_of_phases(config, vocab_size, device, compute_dtype, is_lean)
+        memory = memory_of_phases(config, dense, device, compute_dtype, is_lean)
         if max(phase.peak for phase in memory) <= available:
             break
     return memory
@@ -185,25 +189,32 @@ def make_plan(
     device: torch.device,
     compute_dtype: torch.dtype | None,
     tokenizer: str = "",
+    dense: ModelConfig | None = None,
 ) -> Plan:
     """Predicts a run's memory, and says what to change where it will not fit.
 
     Args:
         tokenizer: the name that the models will carry.
+        dense: the model of phase 1, where a model file decides it and not the settings.
     """
-    models = config.phase_geometries(vocab_size, tokenizer)
+    dense = dense or config.dense_geometry(vocab_size, tokenizer)
+    models = config.geometries_from(dense)
     counts = tuple(count_parameters(model) for model in models)
     available = available_bytes(device)
-    memory = choose_memory(config, vocab_size, device, compute_dtype, available)
+    memory = choose_memory(config, dense, device, compute_dtype, available)
     advice = ""
     too_large = [number for number, m in enumerate(memory, 1) if m.peak > available]
     if too_large:
-        advice = f"Phase {too_large[0]} will not fit. {way_out(config, vocab_size, available, device, compute_dtype)}"
+        advice = f"Phase {too_large[0]} will not fit. {way_out(config, dense, available, device, compute_dtype)}"
     return Plan(models, counts, memory, compute_dtype, available, advice, memory[0].is_lean)
 
 
 def way_out(
-    config: TrainingConfig, vocab_size: int, available: float, device: torch.device, compute_dtype: torch.dtype | None
+    config: TrainingConfig,
+    dense: ModelConfig,
+    available: float,
+    device: torch.device,
+    compute_dtype: torch.dtype | None,
 ) -> str:
     """The first of the card's ways out of an out-of-memory that fits, with its number."""
     lean = {} if config.memory == "lean" else {"memory": "lean", "accumulate": 1}
@@ -214,7 +225,7 @@ def way_out(
         change = {name: value for name, value in way.items() if value != getattr(config, name)}
         try:
             changed = dataclasses.replace(config, **change)
-            memory = choose_memory(changed, vocab_size, device, compute_dtype, available)
+            memory = choose_memory(changed, dense, device, compute_dtype, available)
         except UserError:  # 1.5 gives no whole number of heads here
             continue
         need = max(phase.peak for phase in memory)

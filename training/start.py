@@ -15,7 +15,7 @@ import filelock
 import numpy
 import torch
 
-from config import TrainingConfig, UserError
+from config import ModelConfig, TrainingConfig, UserError
 from data import load_data
 from data.fingerprint import fingerprint, require_same_stories
 from durable_files import remove_leftovers
@@ -27,6 +27,7 @@ from training.resume import changed_settings, entry_model, on_device
 from training.run import HISTORY_NAME, MODEL_NAMES, PICTURE_NAME, Run
 from training.run_state import STATE_NAME, RunState, read_run_state, write_run_state
 from training.saver import Saver
+from training.start_model import dense_of, keep_tokenizer, require_tokenizer, start_geometry
 from training.stop import StopSignals
 
 LOCK_NAME = ".run.lock"
@@ -52,15 +53,21 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
         earlier_run = [] if saved else find_earlier_run(folder, config)
         chosen = decided_before(saved, config, changes) if saved else config
         compute_dtype = choose_precision(device, chosen)
+        start = ModelConfig(**saved.facts["start_model"]) if saved and "start_model" in saved.facts else None
+        start = start if saved else start_geometry(config)
         data = load_data(config)
+        if start:
+            require_tokenizer(start, data)
         stories = fingerprint(data)
         if saved:
             require_same_stories(saved.data, stories)
         heldout = data.heldout_batches()
-        plan = make_plan(chosen, data.tokenizer.n_vocab, device, compute_dtype, data.summary["tokenizer"])
+        plan = make_plan(
+            chosen, data.tokenizer.n_vocab, device, compute_dtype, data.summary["tokenizer"], start and dense_of(start)
+        )
         print(plan.table())
         require_memory(plan, config.ignore_memory_plan)
-        new = beginning(config, plan, stories, facts(device, plan))
+        new = beginning(config, plan, stories, facts(device, plan, start))
         at = saved or new
         path = folder / MODEL_NAMES[at.phase]
         model = entry_model(at, path, plan.models[at.phase - 1], config.seed).to(device)
@@ -69,6 +76,7 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
         # Only now, when nothing else can be refused, does an earlier run make room for this one.
         for earlier in earlier_run:
             earlier.unlink()
+        keep_tokenizer(config, folder)
         remove_leftovers(folder, (STATE_NAME, PICTURE_NAME, *MODEL_NAMES.values()))
         if not saved:
             # Before the history: from its first row on, the run can be resumed.
@@ -133,7 +141,7 @@ def record_start(run: Run, new: RunState, changes: dict[str, list]) -> None:
         run.history.write("resumed", phase=at.phase, step=at.step, changes=changes)
 
 
-def facts(device: torch.device, plan: Plan) -> dict:
+def facts(device: torch.device, plan: Plan, start: ModelConfig | None = None) -> dict:
     """What besides config and data can make two runs differ."""
     return {
         "torch": str(torch.__version__),
@@ -145,6 +153,7 @@ def facts(device: torch.device, plan: Plan) -> dict:
         "threads": torch.get_num_threads(),
         "precision": "bf16" if plan.compute_dtype else "fp32",
         "memory": "lean" if plan.is_lean else "full",
+        **({"start_model": dataclasses.asdict(start)} if start else {}),
     }
 
 

@@ -34,9 +34,9 @@ def out_of_memory_advice(run: Run | None) -> str:
     config, plan = run.config, run.plan
 
     def need(**changes) -> float:
-        changed, vocab_size = dataclasses.replace(config, **changes), plan.models[0].vocab_size
+        changed = dataclasses.replace(config, **changes)
         is_lean = plan.is_lean or changed.memory == "lean"
-        phases = memory_of_phases(changed, vocab_size, run.device, plan.compute_dtype, is_lean)
+        phases = memory_of_phases(changed, plan.models[0], run.device, plan.compute_dtype, is_lean)
         return max(phase.peak for phase in phases) / GB
 
     changes = [

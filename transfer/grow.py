@@ -18,9 +18,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from command_line import OneLineParser, one_line
-from config import ModelConfig, TrainingConfig, UserError
-from models import count_parameters, load_model, save_model
+from command_line import OneLineParser, run_command
+from config import TrainingConfig, UserError
+from models import load_model, save_model, summary
 from transfer.simple_growth import scale_bilaterally
 from transfer.verify_growth_mechanics import PRECISIONS, detailed_growth_check, dtype_name, precision_of
 
@@ -119,39 +119,17 @@ def grow(given: argparse.Namespace) -> list[str]:
     return failed
 
 
-def summary(config: ModelConfig) -> str:
-    """Geometry and parameter counts in one line."""
-    kind = f"{config.n_experts} experts, top {config.top_k}" if config.is_moe else "dense"
-    count = count_parameters(config)
-    return (
-        f"width {config.d_model}, {config.n_layers} blocks, {config.n_heads} heads, {kind}: "
-        f"{count.total:,} parameters, {count.active:,} active per token"
-    )
-
-
 def main(arguments: list[str] | None = None) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal without UTF-8 shows ? for a tick; it must not end the program.
-        stream.reconfigure(errors="replace")
-    try:
+    def work() -> int:
         given = parse(arguments)
         failed = grow(given)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; no model was written", file=sys.stderr)
-        return 130
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
-            raise
-        print("error: out of memory: the old and the grown model have to fit; grow less", file=sys.stderr)
-        return 4
-    if failed:
-        print(f"error: growth checks failed: {'; '.join(failed)}; {given.out} was not written", file=sys.stderr)
-        return 3
-    print(f"\nWrote {given.out}")
-    return 0
+        if failed:
+            print(f"error: growth checks failed: {'; '.join(failed)}; {given.out} was not written", file=sys.stderr)
+            return 3
+        print(f"\nWrote {given.out}")
+        return 0
+
+    return run_command(work, "the old and the grown model have to fit; grow less")
 
 
 if __name__ == "__main__":

@@ -140,11 +140,12 @@ class GrowthMaps:
     hidden: AxisMap
     head_dim: int
     block_origins: list[int | None]
+    tied: bool = True
 
     @classmethod
     def between(cls, old: ModelConfig, new: ModelConfig) -> GrowthMaps:
         """Raises UserError where `new` is no growth of `old`."""
-        same = ("vocab_size", "tokenizer", "n_experts", "top_k")
+        same = ("vocab_size", "tokenizer", "n_experts", "top_k", "tied")
         differing = [name for name in same if getattr(old, name) != getattr(new, name)]
         if differing or new.d_model < old.d_model or new.n_layers < old.n_layers:
             reason = f"{', '.join(differing)} differ" if differing else "it is smaller somewhere"
@@ -158,6 +159,7 @@ class GrowthMaps:
             hidden=AxisMap.tiled(old.d_hidden, new.d_hidden),
             head_dim=old.head_dim,
             block_origins=block_origins(old.n_layers, new.n_layers - old.n_layers),
+            tied=new.tied,
         )
 
     def old_name(self, name: str) -> str | None:
@@ -172,14 +174,16 @@ class GrowthMaps:
         """The axis that the parameter writes and the one that it reads; None where there is none or it stays.
 
         A matrix writes its rows and reads its columns. What has one axis (biases, embedding, norms) writes
-        it, but for the final norm: nothing but the tied embedding stands behind it, so it carries the division.
+        it, but for the final norm of a tied model: nothing but the embedding stands behind it, so it carries the
+        division. A model with an output matrix of its own divides that.
         """
         layer, kind = name.split(".")[-2:]
         rows, columns = {
             "embedding": (self.residual, None),
             "attention_norm": (self.residual, None),
             "mlp_norm": (self.residual, None),
-            "final_norm": (None, self.residual),
+            "final_norm": (None, self.residual) if self.tied else (self.residual, None),
+            "unembedding": (None, self.residual),
             "qkv": (self.qkv_rows, self.residual),
             "out": (self.residual, self.head_features),
             "up": (self.hidden, self.residual),

@@ -1,8 +1,9 @@
 """Bilateral growth: more width by hypercloning, more depth by identity blocks, the function unchanged.
 
 Width (after HyperCloning, Samragh et al. 2024): every axis is copied, and what reads an axis is
-divided by the copies (growth_maps.py). Heads are copied whole, so head_dim and RoPE stay. The
-embedding is tied, so it can only be copied; the final norm carries the 1/copies of the logits.
+divided by the copies (growth_maps.py). Heads are copied whole, so head_dim and RoPE stay. A tied
+embedding can only be copied; the final norm carries the 1/copies of the logits. An output matrix of
+its own is one more reader.
 Noise that sums to zero over the copies each weight reads makes clones differ without changing
 what they compute together.
 
@@ -112,11 +113,11 @@ def grown_norm(name: str, old: Tensor, maps: GrowthMaps, noise_std: float, gener
     """Gain or bias (D,) of a norm.
 
     The gain makes up for the variance that mean-filled features take away; their own bias is
-    zero, so that they leave the norm as zero. The final norm stands before the tied embedding,
-    which sums over the copies: it is a reader of the residual, divided, with noise on its gain.
+    zero, so that they leave the norm as zero. Before a tied embedding, which sums over the
+    copies, the final norm is a reader of the residual, divided, with noise on its gain.
     (Noise in the embedding itself would change what enters the first block.)
     """
-    reads = name.startswith("final_norm")
+    reads = maps.axes(name)[1] is not None
     if name.endswith("bias"):
         return maps.residual.read(old) if reads else maps.residual.normalised(old)
     gain = (

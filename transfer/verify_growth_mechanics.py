@@ -319,9 +319,9 @@ def _scores(model: Transformer, block: int, x_BTD: Tensor, shift: int) -> Tensor
     """q·k after RoPE, (batch, heads, time, time), as if the sequence began at position `shift`."""
     attention, T = model.blocks[block].attention, x_BTD.shape[1]
     q_BHTK, k_BHTK, _ = attention.split_heads(attention.qkv(x_BTD))
-    rope = rope_tables(T + shift, attention.head_dim, model.config.rope_base, x_BTD.device, x_BTD.dtype)
-    cos_TK, sin_TK = (table[shift:] for table in rope)
-    return apply_rope(q_BHTK, cos_TK, sin_TK) @ apply_rope(k_BHTK, cos_TK, sin_TK).transpose(-1, -2)
+    rope = rope_tables(T + shift, model.config.rotary_dim, model.config.rope_base, x_BTD.device, x_BTD.dtype)
+    cos_TR, sin_TR = (table[shift:] for table in rope)
+    return apply_rope(q_BHTK, cos_TR, sin_TR) @ apply_rope(k_BHTK, cos_TR, sin_TR).transpose(-1, -2)
 
 
 def _drift(actual: Tensor, expected: Tensor) -> float:
