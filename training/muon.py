@@ -183,10 +183,12 @@ def orthogonalised_over_ranks(batch: list[tuple[Tensor, dict, Tensor]]) -> tuple
     parameter, group, _ = batch[0]
 
     def work(matrices_nOI: Tensor) -> Tensor:
-        parts = [(parameter, group, matrices_nOI)]
-        if group["n_heads"]:
-            parts = [(parameter, group, split_fused(matrix_OI, group["n_heads"])) for matrix_OI in matrices_nOI]
-        return torch.cat([update.view(-1, *matrices_nOI.shape[1:]) for update in orthogonalised_here(parts)] or [matrices_nOI])
+        if len(matrices_nOI) == 0:  # fewer matrices than ranks
+            return matrices_nOI
+        if not group["n_heads"]:
+            return next(orthogonalised_here([(parameter, group, matrices_nOI)]))
+        parts = [(parameter, group, split_fused(matrix_OI, group["n_heads"])) for matrix_OI in matrices_nOI]
+        return torch.stack(list(orthogonalised_here(parts)))
 
     rows_NoI = torch.cat([directions for *_, directions in batch])
     updates_NoI = on_whole_matrices(work, rows_NoI, parameter.shape[-2], parameter.device_mesh)

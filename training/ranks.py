@@ -92,7 +92,7 @@ def together(config: TrainingConfig, device: torch.device) -> Iterator[torch.dev
         torch.cuda.set_device(device)
     else:
         # gloo has no all-to-all between dimensions of a tensor, gathers in its place, and would say so on each rank.
-        logging.getLogger("torch._logging._internal").setLevel(logging.ERROR)
+        logging.getLogger("torch.distributed.tensor._collective_utils").setLevel(logging.ERROR)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         timeout=PATIENCE[device.type],
