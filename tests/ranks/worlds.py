@@ -7,8 +7,10 @@ test_lost_rank.py. What it tells its processes is told here in the same way: by 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,13 +22,17 @@ import torch.distributed.tensor  # noqa: F401
 import train_tinystories
 from config import TrainingConfig
 from tests.faults.runs import Child, Outcome, start
-from training import ranks
+from training import loop, ranks
+from training.history import WALL_CLOCK, read_history
+from training.run import HISTORY_NAME
 
+STEPS = 4  # of each phase
 TINY = (
-    "--device cpu --preset tiny --tokenizer builtin --data builtin --d-model 32 --n-heads 2 --n-layers 2 --extra-layers 1 "
-    "--n-experts 4 --batch-size 4 --context-length 32 --steps-phase1 6 --steps-phase2 6 --steps-phase3 6 --log-every 4 "
-    "--eval-every 4 --eval-batches 1 --sample-tokens 2"
+    "--device cpu --preset tiny --tokenizer builtin --d-model 32 --n-heads 2 --n-layers 1 --extra-layers 1 --n-experts 4 "
+    f"--batch-size 4 --context-length 32 --steps-phase1 {STEPS} --steps-phase2 {STEPS} --steps-phase3 {STEPS} "
+    "--log-every 3 --eval-every 3 --eval-batches 1 --sample-tokens 2"
 ).split()
+LOSSES = ("loss", "loss_before", "loss_after", "balance_loss", "z_loss")
 
 
 def free_port() -> str:
@@ -54,15 +60,57 @@ def begin(n_ranks: int, arguments: list, prepare: Callable[[], None] = lambda: N
     return [start(arguments, prepared(rank)) for rank in range(n_ranks)]
 
 
-def run(n_ranks: int, folder: Path, *more, prepare: Callable[[], None] = lambda: None) -> list[Outcome]:
-    """What became of each rank of a new run."""
-    arguments = [*TINY, "--checkpoint-dir", folder, *more]
-    return [child.finish() for child in begin(n_ranks, arguments, prepare)]
+@dataclass
+class World:
+    """A folder with stories and their token cache, where runs of `TINY` are made on any number of ranks."""
+
+    folder: Path
+
+    def run(self, n_ranks: int, folder: Path, *more, prepare: Callable[[], None] = lambda: None) -> list[Outcome]:
+        """What became of each rank of a new run."""
+        data = ("--data", self.folder / "stories.txt", "--cache-dir", self.folder / "cache")
+        arguments = [*TINY, *data, "--checkpoint-dir", folder, *more]
+        return [child.finish() for child in begin(n_ranks, arguments, prepare)]
+
+    def resume(self, n_ranks: int, folder: Path, *more, prepare: Callable[[], None] = lambda: None) -> list[Outcome]:
+        arguments = ["--resume", "--checkpoint-dir", folder, *more]
+        return [child.finish() for child in begin(n_ranks, arguments, prepare)]
 
 
-def resume(n_ranks: int, folder: Path, *more, prepare: Callable[[], None] = lambda: None) -> list[Outcome]:
-    arguments = ["--resume", "--checkpoint-dir", folder, *more]
-    return [child.finish() for child in begin(n_ranks, arguments, prepare)]
+def after_steps(n: int, rank: int, action: Callable[[], None]) -> None:
+    """In a process that is to become a rank: that one calls `action` after its step number `n`, counted from 1."""
+    original, calls = loop.train_step, 0
+
+    def counted(*arguments):
+        nonlocal calls
+        result = original(*arguments)
+        calls += 1
+        if calls == n and ranks.number() == rank:
+            action()
+        return result
+
+    loop.train_step = counted
+
+
+def stop_after(n: int, rank: int) -> None:
+    after_steps(n, rank, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def rows_of(folder: Path) -> list[dict]:
+    """The history without clocks, and without the rows that say how the run was started."""
+    rows = [row for row in read_history(folder / HISTORY_NAME) if row["event"] not in ("run", "resumed")]
+    return [{key: value for key, value in row.items() if key not in WALL_CLOCK} for row in rows]
+
+
+def differences(one: Path, other: Path) -> dict[str, float]:
+    """The largest difference of each kind of loss over two runs, which have the same rows."""
+    worst = {}
+    for a, b in zip(rows_of(one), rows_of(other), strict=True):
+        assert a.keys() == b.keys() and a["event"] == b["event"]
+        for name in LOSSES:
+            if name in a:
+                worst[name] = max(worst.get(name, 0.0), abs(a[name] - b[name]))
+    return worst
 
 
 def on_ranks(n_ranks: int, work: Callable[[], None]) -> None:
