@@ -227,7 +227,7 @@ def is_lost(error: BaseException) -> bool:
 
 def lost_line(error: BaseException, steps_done: int) -> str:
     """For the user of a run whose rank is gone: who says so, where it was, and what was heard."""
-    said = " ".join(str(error).split())[-160:]
+    said = " ".join(str(error).split())[:160]
     return f"rank {number()}: another rank is gone, or did not answer in time, after {steps_done} steps ({said})"
 
 

@@ -25,7 +25,10 @@ def resume_command(config: TrainingConfig) -> str:
     folder = (
         "" if config.checkpoint_dir == TrainingConfig.checkpoint_dir else f" --checkpoint-dir {config.checkpoint_dir}"
     )
-    launcher = "python" if ranks.planned_count() == 1 else "torchrun (with its arguments as before)"
+    launcher = "python"
+    if ranks.planned_count() > 1:
+        is_one_machine = ranks.planned_count() == ranks.planned_count_here()
+        launcher = f"torchrun --nproc-per-node={ranks.planned_count_here()}" + " …" * (not is_one_machine)
     return f"{launcher} train_tinystories.py --resume{folder}"
 
 

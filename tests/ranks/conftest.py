@@ -1,11 +1,12 @@
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from data.builtin_stories import builtin_split
 from data.tokenizer import END_OF_TEXT
-from tests.ranks.worlds import STEPS, World, stop_after
+from tests.ranks.worlds import STEPS, World, signal_after
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +36,7 @@ def two(world) -> Path:
 def stopped_four(world) -> Path:
     """The same on four ranks, of which one was sent SIGTERM in phase 2, while the liveness report was watching."""
     folder = world.folder / "stopped four"
-    outcomes = world.run(4, folder, prepare=lambda: stop_after(STEPS + 2, rank=1))
+    outcomes = world.run(4, folder, prepare=lambda: signal_after(STEPS + 2, 1, signal.SIGTERM))
     assert [outcome.code for outcome in outcomes] == [143] * 4, outcomes
     assert "stopped by SIGTERM after step 1 of phase 2, and saved; go on with:" in outcomes[0].err
     assert outcomes[2].err == ""

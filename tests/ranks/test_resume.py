@@ -3,13 +3,14 @@
 import json
 import pickle
 import shutil
+import signal
 
 import pytest
 import torch
 
 import durable_files
-from tests.ranks.worlds import differences, stop_after
-from training import shared_state
+from tests.ranks.worlds import differences, signal_after
+from training import shared_state, start
 from training.compare import differences as parted
 from training.history import read_history
 from training.run import HISTORY_NAME
@@ -35,21 +36,25 @@ def test_what_four_have_saved_one_goes_on_with(world, one, stopped_four, tmp_pat
 def test_what_four_have_saved_two_go_on_with_and_what_those_save_one(world, one, stopped_four, tmp_path):
     folder = shutil.copytree(stopped_four, tmp_path / "run")
     # After phase 2 has been saved complete, and in phase 3.
-    outcomes = world.resume(2, folder, prepare=lambda: stop_after(5, rank=0))
+    outcomes = world.resume(2, folder, prepare=lambda: signal_after(5, 0, signal.SIGTERM))
     assert [outcome.code for outcome in outcomes] == [143, 143] and "of phase 3" in outcomes[0].err
     assert world.resume(1, folder)[0].code == 0
     assert max(differences(one, folder).values()) <= TOLERANCE
 
 
 def test_what_one_has_saved_two_go_on_with(world, one, tmp_path):
-    outcome = world.run(1, tmp_path / "run", prepare=lambda: stop_after(10, rank=0))[0]
+    outcome = world.run(1, tmp_path / "run", prepare=lambda: signal_after(10, 0, signal.SIGTERM))[0]
     assert outcome.code == 143
     assert [outcome.code for outcome in world.resume(2, tmp_path / "run")] == [0, 0]
     assert max(differences(one, tmp_path / "run").values()) <= TOLERANCE
 
 
 def no_moments():
-    shared_state.shared_tensors = lambda weights, moments, whole=shared_state.shared_tensors: whole(weights, {})
+    def forgetful(state, folder, model, moments):
+        whole(state, folder, model, moments)
+        moments.clear()
+
+    whole, start.read_shards = start.read_shards, forgetful
 
 
 def test_a_resume_without_moments_is_found(world, one, stopped_four, tmp_path):
@@ -100,7 +105,7 @@ def test_no_code_is_run_from_a_description_of_tensors(world, stopped_four, tmp_p
 
 def test_one_rank_saves_as_ever(world, tmp_path):
     """The file of one rank has nothing in it of several."""
-    world.run(1, tmp_path / "run", prepare=lambda: stop_after(2, rank=0))
+    world.run(1, tmp_path / "run", prepare=lambda: signal_after(2, 0, signal.SIGTERM))
     content = torch.load(tmp_path / "run" / STATE_NAME, weights_only=True)
     assert "shards" not in content and "ranks" not in content["facts"] and content["weights"]
     assert not list((tmp_path / "run").glob("run_state.[ab]"))

@@ -68,17 +68,22 @@ class World:
 
     def run(self, n_ranks: int, folder: Path, *more, prepare: Callable[[], None] = lambda: None) -> list[Outcome]:
         """What became of each rank of a new run."""
+        return [child.finish() for child in self.begin(n_ranks, folder, *more, prepare=prepare)]
+
+    def begin(self, n_ranks: int, folder: Path, *more, prepare: Callable[[], None] = lambda: None) -> list[Child]:
+        return begin(n_ranks, [*self.arguments(folder), *more], prepare)
+
+    def arguments(self, folder: Path) -> list:
         data = ("--data", self.folder / "stories.txt", "--cache-dir", self.folder / "cache")
-        arguments = [*TINY, *data, "--checkpoint-dir", folder, *more]
-        return [child.finish() for child in begin(n_ranks, arguments, prepare)]
+        return [*TINY, *data, "--checkpoint-dir", folder]
 
     def resume(self, n_ranks: int, folder: Path, *more, prepare: Callable[[], None] = lambda: None) -> list[Outcome]:
         arguments = ["--resume", "--checkpoint-dir", folder, *more]
         return [child.finish() for child in begin(n_ranks, arguments, prepare)]
 
 
-def after_steps(n: int, rank: int, action: Callable[[], None]) -> None:
-    """In a process that is to become a rank: that one calls `action` after its step number `n`, counted from 1."""
+def signal_after(n: int, rank: int, number: int) -> None:
+    """In a process that is to become a rank: that one gets the signal after its step number `n`, counted from 1."""
     original, calls = loop.train_step, 0
 
     def counted(*arguments):
@@ -86,14 +91,10 @@ def after_steps(n: int, rank: int, action: Callable[[], None]) -> None:
         result = original(*arguments)
         calls += 1
         if calls == n and ranks.number() == rank:
-            action()
+            os.kill(os.getpid(), number)
         return result
 
     loop.train_step = counted
-
-
-def stop_after(n: int, rank: int) -> None:
-    after_steps(n, rank, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def rows_of(folder: Path) -> list[dict]:
