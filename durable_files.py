@@ -71,15 +71,18 @@ def write_tensors(content: dict, path: Path) -> str:
     return hashing.sha256.hexdigest()
 
 
-def read_tensors(path: Path, map_location: str | torch.device = "cpu") -> tuple[dict, str]:
+def read_tensors(path: Path, map_location: str | torch.device = "cpu", mmap: bool = False) -> tuple[dict, str]:
     """What `write_tensors` wrote and its checksum, 64 hex digits. No code in the file is run.
+
+    Args:
+        mmap: leaves tensors in the file until they are used (on the CPU alone).
 
     Raises:
         DamagedFile: the checksum is missing or wrong, or the file cannot be read.
     """
     try:
         checksum = _verified_checksum(path)
-        return torch.load(path, map_location=map_location, weights_only=True), checksum
+        return torch.load(path, map_location=map_location, mmap=mmap, weights_only=True), checksum
     except OSError as error:
         raise DamagedFile(error.strerror or str(error)) from error
     except pickle.UnpicklingError as error:  # whose text is a page on how to run the file's code

@@ -4,9 +4,10 @@
 At each boundary the new model has to compute what the old one computed, or the run stops.
 `python train_tinystories.py --help` lists every setting; config.py is the page to edit.
 
-It can be stopped at any time, and goes on with `--resume`.
+It can be stopped at any time, and goes on with `--resume`. `torchrun --nproc-per-node=4 train_tinystories.py` trains
+one model on four ranks, see docs/SCALING.md.
 
-Exit codes: 0 done, 2 something given cannot work, 3 a growth check failed, 4 out of memory,
+Exit codes: 0 done, 2 something given cannot work, 3 a growth check failed, 4 out of memory, 5 another rank is gone,
 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
@@ -19,6 +20,7 @@ import torch
 from command_line import one_line
 from config import TrainingConfig, UserError
 from data.tokenizer import find_tokenizer, load_tokenizer
+from training import ranks
 from training.allocator import hand_out_large_blocks
 from training.boundary import GrowthCheckFailed, cross_boundary
 from training.cli import RunComplete, parse_config
@@ -66,9 +68,13 @@ def train(run) -> None:
         "summary", seconds=round(run.seconds, 1), flops=run.flops_done, skipped_steps=run.skipped_steps, **run.losses
     )
     print(boundary_summary(run.losses, run.data.bytes_per_token))
+    ranks.first_alone(lambda: finish_files(run))
+    print(f"\nDone in {run.seconds:.0f} s. Models, history and {PICTURE_NAME} are in {run.folder}/")
+
+
+def finish_files(run) -> None:
     plot_curves(run.history.path, run.folder / PICTURE_NAME)
     run.forget_state()
-    print(f"\nDone in {run.seconds:.0f} s. Models, history and {PICTURE_NAME} are in {run.folder}/")
 
 
 def vocabulary_size(config: TrainingConfig) -> int:
@@ -84,6 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
         # A terminal without UTF-8 shows ? for a tick; it must not end the run.
         stream.reconfigure(errors="replace")
     hand_out_large_blocks()
+    if not ranks.is_first_process():
+        ranks.be_quiet()
     config = run = None
     try:
         with StopSignals() as stop:
@@ -93,29 +101,36 @@ def main(arguments: list[str] | None = None) -> int:
                 compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
                 print(
                     make_plan(
-                        config, vocabulary_size(config), device, compute_dtype, dense=start and dense_of(start)
+                        config, vocabulary_size(config), device, compute_dtype,
+                        dense=start and dense_of(start), n_ranks=ranks.planned_count(),
                     ).table()
-                )
+                )  # fmt: skip
                 return 0
-            with start_run(config, device, stop) as run:
+            with ranks.together(config, device) as device, start_run(config, device, stop) as run:
                 train(run)
             return 0
     except RunComplete as note:
         print(note)
         return 0
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        ranks.say_once(f"error: {one_line(error)}", error)
         return 2
     except GrowthCheckFailed as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        ranks.say_once(f"error: {one_line(error)}", error)
         return 3
     except Stopped as stopped:
-        print(f"{stopped}; {how_to_go_on(config)}", file=sys.stderr)
+        ranks.say_once(f"{stopped}; {how_to_go_on(config)}", stopped)
         return stopped.exit_code
     except OSError as error:  # of a path that cannot be one, or of a terminal or a log that takes no more
         print(f"error: {one_line(error)}; {how_to_go_on(config)}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
+        if ranks.is_lost(error):
+            print(
+                f"error: {ranks.lost_line(error, run.steps_done if run else 0)}; {how_to_go_on(config)}",
+                file=sys.stderr,
+            )
+            return ranks.RANK_LOST
         if not is_out_of_memory(error):
             raise
         print(f"error: {out_of_memory_advice(run)}", file=sys.stderr)

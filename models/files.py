@@ -6,9 +6,11 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from config import ModelConfig, UserError
 from durable_files import DamagedFile, read_tensors, reason, write_tensors
+from models.shards import is_shared
 from models.transformer import Transformer
 
 FORMAT = "bilateral-growth-model/2"
@@ -17,18 +19,30 @@ FORMAT = "bilateral-growth-model/2"
 def save_model(model: Transformer, path: str | Path) -> str:
     """Writes weights and `ModelConfig`; the file appears whole under its name or not at all.
 
+    Where ranks share the model, all of them have to call it, and rank 0 writes.
+
     Returns:
         The file's checksum, 64 hex digits.
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
-    content = {"format": FORMAT, "config": dataclasses.asdict(model.config), "weights": model.state_dict()}
+    weights = gathered_weights(model) if is_shared(model.embedding.weight) else model.state_dict()
+    if not weights:
+        return ""
+    content = {"format": FORMAT, "config": dataclasses.asdict(model.config), "weights": weights}
     try:
         return write_tensors(content, Path(path))
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"could not write the model {path}: {reason(error)}; free some space or choose another folder"
         ) from error
+
+
+def gathered_weights(model: Transformer) -> dict[str, Tensor]:
+    """All weights on the CPU of rank 0, gathered one by one; on other ranks none."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Transformer:
@@ -59,13 +73,15 @@ def read_config(path: str | Path) -> ModelConfig:
         raise damaged(path, DamagedFile("it cannot be read")) from error
 
 
-def load_model_and_checksum(path: str | Path, device: str | torch.device = "cpu") -> tuple[Transformer, str]:
-    """As `load_model`; with the checksum that `save_model` returned."""
+def load_model_and_checksum(
+    path: str | Path, device: str | torch.device = "cpu", mmap: bool = False
+) -> tuple[Transformer, str]:
+    """As `load_model`; with the checksum that `save_model` returned. With `mmap` weights stay on the disk until used."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no model file at {path}")
     try:
-        content, checksum = read_tensors(path, device)
+        content, checksum = read_tensors(path, device, mmap)
     except DamagedFile as error:
         raise damaged(path, error) from error
     content = checked(path, content)

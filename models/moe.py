@@ -22,11 +22,21 @@ from models.experts import apply_experts, assign_slots
 
 
 class Routing(NamedTuple):
-    """What one MoE layer says of one batch; both losses are differentiable fp32 scalars."""
+    """What one MoE layer says of one batch; probabilities and losses are differentiable and fp32.
+
+    Counts and means, and no loss made of both: over several ranks each adds up by itself (training/ranks.py).
+    """
 
     slots_per_expert_E: Tensor  # int64, sums to tokens × top_k
-    load_balancing_loss: Tensor  # 1 when all experts are used alike, up to n_experts
-    z_loss: Tensor
+    probability_E: Tensor  # the mean of the full softmax
+    z_loss: Tensor  # mean(logsumexp²), a scalar (Zoph et al. 2022, eq. 5)
+
+    @property
+    def load_balancing_loss(self) -> Tensor:
+        """E · Σₑ fₑ Pₑ, with fₑ the share of slots (Fedus et al. 2021, eq. 4): 1 when all experts are used alike,
+        up to n_experts."""
+        share_E = self.slots_per_expert_E / self.slots_per_expert_E.sum()
+        return len(share_E) * (share_E * self.probability_E).sum()
 
 
 class StackedLinear(nn.Module):
@@ -78,12 +88,8 @@ class MoE(nn.Module):
         return y_ND.view_as(x_BTD), self.routing(logits_NE, slots.slots_per_expert_E)
 
     def routing(self, logits_NE: Tensor, slots_per_expert_E: Tensor) -> Routing:
-        """Load-balancing loss E · Σₑ fₑ Pₑ (Fedus et al. 2021, eq. 4), with fₑ the share of slots
-        and Pₑ the mean of the full softmax, and z-loss mean(logsumexp²) (Zoph et al. 2022, eq. 5)."""
-        share_E = slots_per_expert_E / slots_per_expert_E.sum()
-        probability_E = logits_NE.softmax(-1).mean(0)
         return Routing(
             slots_per_expert_E,
-            load_balancing_loss=self.n_experts * (share_E * probability_E).sum(),
+            probability_E=logits_NE.softmax(-1).mean(0),
             z_loss=logits_NE.logsumexp(-1).square().mean(),
         )

@@ -248,3 +248,5 @@ def exact_arithmetic(*models: Transformer):
     finally:
         for model, dtype in zip(models, before):
             model.compute_dtype = dtype
+            if hasattr(model, "reshard"):  # shared by ranks: see at_rest in models/shards.py
+                model.reshard()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from models import Transformer
+from training import ranks
 from training.evaluate import bits_per_byte, heldout_loss
 from training.records import continuation, record_liveness
 from training.report import LARGEST_JUMP, jump_verdict
@@ -66,6 +67,7 @@ def cross_boundary(run: Run, to_phase: int, old_model: Transformer, new_model: T
         failed.append(f"jump ({jump:+.1e} nats, allowed {LARGEST_JUMP:.0e})")
     if same_story is False:
         failed.append("story (the grown model tells another one)")
+    failed = ranks.as_first(failed)
     if failed and not config.ignore_failed_checks:
         raise GrowthCheckFailed(
             f"growth checks failed before phase {to_phase}: {'; '.join(failed)}. "

@@ -10,6 +10,7 @@ import torch
 
 from command_line import OneLineParser
 from config import PRESETS, TrainingConfig, UserError
+from training import ranks
 from training.device import pick_device
 from training.history import read_history
 from training.run import HISTORY_NAME
@@ -24,6 +25,7 @@ EPILOG = """examples:
   python train_tinystories.py --plan                   what it would take, without training
   python train_tinystories.py --data stories.txt       your own stories
   python train_tinystories.py --resume                 go on where a run was stopped
+  torchrun --nproc-per-node=4 train_tinystories.py     four ranks share the model and each batch
   python train_tinystories.py --scale-factor 1.5 --extra-layers 2   grow less (out of memory)"""
 
 
@@ -81,6 +83,9 @@ def parse_config(arguments: list[str] | None, say=print) -> tuple[TrainingConfig
     plan_only = given.pop("plan")
     if "preset" in given and given["preset"] not in PRESETS:
         raise UserError(f"--preset {given['preset']}: unknown; the presets are {', '.join(PRESETS)}")
+    if ranks.is_restart() and (Path(given.get("checkpoint_dir", TrainingConfig.checkpoint_dir)) / STATE_NAME).exists():
+        # torchrun starts its command again after a rank has failed: the run is there, and goes on.
+        given |= {"resume": True, "overwrite": False}
     if given.get("resume"):
         config = dataclasses.replace(saved_config(given), **given)
         config.validate()

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from config import LONGEST_PHASE
 from models import Transformer
-from training.device import to_device
+from models.shards import copy_of
+from training import ranks
 from training.evaluate import heldout_loss
 from training.flops import step_flops
 from training.optimizer import write_state
@@ -83,8 +84,7 @@ def try_growth(run: Run, model: Transformer, state: State, rate: float, grow: Gr
         write_state(contender, optimizers, moments)
         step_cost = step_flops(contender.config, config.batch_size)
         for step in range(round(flops / step_cost)):
-            tokens_BT = to_device(run.data.train_batch(run.steps_done + step), run.device)
-            train_step(contender, optimizers, tokens_BT, rate, config)
+            train_step(contender, optimizers, run.batch(run.steps_done + step), rate, config)
             run.flops_done += step_cost
         return heldout_loss(contender, run.heldout)
 
@@ -94,5 +94,5 @@ def try_growth(run: Run, model: Transformer, state: State, rate: float, grow: Gr
         return train(grown, grow_optimizer_state(state, model.config, grown.config, config.grow_optimizer))
 
     loss_grown = train_grown()
-    loss_as_it_is = train(copy.deepcopy(model), copy.deepcopy(state))
-    return Trial(flops, heldout_loss(model, run.heldout), loss_as_it_is, loss_grown)
+    loss_as_it_is = train(copy_of(model), copy.deepcopy(state))
+    return ranks.as_first(Trial(flops, heldout_loss(model, run.heldout), loss_as_it_is, loss_grown))

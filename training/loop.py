@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from config import TrainingConfig
 from models import Transformer, save_model
-from training.device import to_device
+from training import ranks
 from training.grow_when import Grow, trial_steps, try_growth
 from training.optimizer import read_state, write_state
 from training.records import StepRows, record_evaluation, record_liveness, record_trial, tell_story
@@ -47,6 +47,7 @@ def train_phase(
         return state
     with run.stop.held():
         moments = train_steps(run, phase, model, state, grow, saved)
+    run.stop.hear(*ranks.largest(run.stop.received))
     run.stop.raise_if_asked(f"after phase {phase}, and saved")
     return moments
 
@@ -55,7 +56,7 @@ def train_steps(
     run: Run, phase: int, model: Transformer, state: State | None, grow: Grow | None, saved: RunState | None
 ) -> State:
     """As `train_phase`, from where `saved` says."""
-    config, data = run.config, run.data
+    config = run.config
     trials = trial_steps(config.steps(phase)) if grow and config.grow_when == "auto" else []
     steps = trials[-1] if trials else config.steps(phase)
     print(phase_header(phase, steps, config.learning_rate(phase), run.device, run.plan.counts[phase - 1], model.config))
@@ -72,16 +73,17 @@ def train_steps(
     rows = StepRows(run, phase, saved.rows, saved.phase_seconds) if saved else StepRows(run, phase)
 
     step = first - 1
-    with tqdm(total=steps, initial=first, desc=f"phase {phase}", unit="step", disable=None, leave=False) as bar:
+    hidden = None if ranks.is_first() else True  # None: shown on a terminal
+    with tqdm(total=steps, initial=first, desc=f"phase {phase}", unit="step", disable=hidden, leave=False) as bar:
         for step in range(first, steps):
-            tokens_BT = to_device(data.train_batch(run.steps_done), run.device)
-            loss, routings, grad_norm = train_step(model, optimizers, tokens_BT, rate_at(step), config)
+            tokens_BT = run.batch(run.steps_done)
+            loss, layers, grad_norm = train_step(model, optimizers, tokens_BT, rate_at(step), config)
             run.count_step(model.config)
 
             is_last = step == steps - 1
             rows.add(step, loss, grad_norm, rate_at(step))
             if step % config.log_every == 0 or is_last:
-                rows.write(routings)
+                rows.write(layers)
             if (step + 1) % config.eval_every == 0 and not is_last:
                 record_evaluation(run, phase, step, model)
             if coverage:
@@ -100,13 +102,13 @@ def train_steps(
             save_if_due(run, phase, step + 1, model, optimizers, rows, coverage)
 
     if rows.rows:
-        rows.write(routings)
+        rows.write(layers)
     if coverage and coverage.steps:
         record_liveness(run, phase, model, step + 1, coverage)
         coverage.close()
     run.losses[f"phase{phase}_final"] = record_evaluation(run, phase, step, model)
     tell_story(run, phase, model)
-    checksum = save_model(model, run.model_path(phase))
+    checksum = ranks.as_first(save_model(model, run.model_path(phase)))
     moments = read_state(model, optimizers)
     optimizers[0].leave_parameters()  # with lean memory a boundary's backward pass would move them
     save_after_phase(run, phase, checksum, moments)

@@ -11,11 +11,13 @@ Shape letters: N matrices of a stack, O rows (out), I columns (in), H heads, K h
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from models.shards import is_shared, own, own_range
 from training.bad_steps import EXPLODED
 
 MOMENTUM = 0.95
@@ -39,6 +41,10 @@ class Muon(torch.optim.Optimizer):
 
     A step is either one for all, after the backward pass, or, after `move_in_backward`, each matrix moves
     when its gradient is complete, and the gradient is freed: never do two layers' gradients exist at once.
+
+    Where ranks share the parameters (models/shards.py), each keeps the momentum of its part. Experts of which a rank
+    has all rows it orthogonalises by itself; matrices that are split by rows are first exchanged, so that each
+    rank has a share of them whole (training/row_exchange.py).
 
     Args:
         groups: dicts with `params`, each (out, in) or (n, out, in); `n_heads`: 0, or the heads of
@@ -68,11 +74,14 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 direction_NOI = self._direction(parameter, group, self.is_sound)
-                # A tall matrix is orthogonalised as its transpose, together with wide ones.
-                alike = tuple(sorted(direction_NOI.shape[1:]))
+                if is_split_by_rows(parameter):
+                    alike, enough = (*parameter.shape[-2:], group["n_heads"]), BATCH * parameter.device_mesh.size()
+                else:
+                    # A tall matrix is orthogonalised as its transpose, together with wide ones.
+                    alike, enough = tuple(sorted(direction_NOI.shape[1:])), BATCH
                 batch = waiting.setdefault(alike, [])
                 batch.append((parameter, group, direction_NOI))
-                if sum(len(directions) for *_, directions in batch) >= BATCH:
+                if sum(len(directions) for *_, directions in batch) >= enough:
                     self._move(waiting.pop(alike), self.is_sound)
         for batch in waiting.values():
             self._move(batch, self.is_sound)
@@ -112,42 +121,78 @@ class Muon(torch.optim.Optimizer):
             self.norms_in_backward.clear()
 
     def _direction(self, parameter: Tensor, group: dict, is_sound: Tensor) -> Tensor:
-        """Takes the gradient into the momentum; the matrices that move now, (n, out, in), before orthogonalisation."""
-        state, gradient = self.state[parameter], parameter.grad
+        """Takes the gradient into the momentum; the matrices that move now, (n, out, in), before orthogonalisation.
+
+        Of matrices that ranks share by rows this rank's rows, and fused projections unsplit.
+        """
+        state, gradient = self.state[parameter], own(parameter.grad)
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter, dtype=self.momentum_dtype)
             state["step"] = torch.zeros((), dtype=torch.int64)
-        momentum = state["momentum_buffer"]
+        momentum = own(state["momentum_buffer"])
         # Rounded once: a bf16 momentum would lose its small changes to a second rounding. Matrix by matrix,
         # because the difference takes as much memory as the gradient.
         for m_OI, g_OI in zip(momentum.view(-1, *momentum.shape[-2:]), gradient.view(-1, *gradient.shape[-2:])):
             m_OI.add_(torch.where(is_sound, g_OI - m_OI, 0), alpha=1 - MOMENTUM)
-        momentum, gradient = self._in_turn(momentum, state, group), self._in_turn(gradient, state, group)
+        momentum, gradient = (self._in_turn(stack, parameter, group) for stack in (momentum, gradient))
         direction = gradient.lerp(momentum.to(gradient.dtype), MOMENTUM).to(self.dtype)
-        if group["n_heads"]:
+        if group["n_heads"] and not is_split_by_rows(parameter):
             return split_fused(direction, group["n_heads"])
         return direction.view(-1, *direction.shape[-2:])
 
-    def _in_turn(self, stack: Tensor, state: dict, group: dict) -> Tensor:
-        """The experts whose turn it is; the whole of a matrix."""
+    def _in_turn(self, stack: Tensor, parameter: Tensor, group: dict) -> Tensor:
+        """Of this rank's part of something shaped like the parameter the experts whose turn it is; a matrix whole."""
         period = group["period"]
-        return stack if period == 1 else stack[int(state["step"]) % period :: period]
+        if period == 1:
+            return stack
+        dim, start, _ = own_range(parameter)
+        first_expert = start if dim == 0 else 0
+        return stack[(int(self.state[parameter]["step"]) - first_expert) % period :: period]
 
     def _move(self, batch: list[tuple[Tensor, dict, Tensor]], is_sound: Tensor) -> None:
         """Moves parameters by their directions, which are all of one shape or its transpose."""
-        wide = [directions if is_wide(directions) else directions.mT for *_, directions in batch]
-        updates = orthogonalise(torch.cat(wide)).split([len(directions) for directions in wide])
-        for (parameter, group, directions), update in zip(batch, updates):
-            O, I = directions.shape[1:]
-            update = update if is_wide(directions) else update.mT
-            if group["n_heads"]:
-                update = join_fused(update, group["n_heads"])
-            state = self.state[parameter]
+        orthogonalised = orthogonalised_over_ranks if is_split_by_rows(batch[0][0]) else orthogonalised_here
+        for (parameter, group, _), update in zip(batch, orthogonalised(batch)):
+            O, I = parameter.shape[-2:]
+            O = O // 3 if group["n_heads"] else O
             lr = group["lr"] * math.sqrt(group["period"])
-            moving = self._in_turn(parameter, state, group)
+            moving = self._in_turn(own(parameter), parameter, group)
             moving.mul_(torch.where(is_sound, 1 - lr * group["weight_decay"], 1.0))
             moving.add_(torch.where(is_sound, update, 0).view_as(moving), alpha=-lr * math.sqrt(max(1, O / I)))
-            state["step"] += 1
+            self.state[parameter]["step"] += 1
+
+
+def is_split_by_rows(parameter: Tensor) -> bool:
+    """Whether no rank has a whole matrix of it; of a stack they may have whole experts."""
+    return is_shared(parameter) and parameter.placements[0].dim == parameter.ndim - 2
+
+
+def orthogonalised_here(batch: list[tuple[Tensor, dict, Tensor]]) -> Iterator[Tensor]:
+    """The updates of a batch, each shaped like its directions, a fused projection's joined again."""
+    wide = [directions if is_wide(directions) else directions.mT for *_, directions in batch]
+    updates = orthogonalise(torch.cat(wide)).split([len(directions) for directions in wide])
+    for (_, group, directions), update in zip(batch, updates):
+        update = update if is_wide(directions) else update.mT
+        yield join_fused(update, group["n_heads"]) if group["n_heads"] else update
+
+
+def orthogonalised_over_ranks(batch: list[tuple[Tensor, dict, Tensor]]) -> tuple[Tensor, ...]:
+    """The same of parameters that are split by rows and all of one shape."""
+    from training.row_exchange import on_whole_matrices
+
+    parameter, group, _ = batch[0]
+
+    def work(matrices_nOI: Tensor) -> Tensor:
+        if len(matrices_nOI) == 0:  # fewer matrices than ranks
+            return matrices_nOI
+        if not group["n_heads"]:
+            return next(orthogonalised_here([(parameter, group, matrices_nOI)]))
+        parts = [(parameter, group, split_fused(matrix_OI, group["n_heads"])) for matrix_OI in matrices_nOI]
+        return torch.stack(list(orthogonalised_here(parts)))
+
+    rows_NoI = torch.cat([directions for *_, directions in batch])
+    updates_NoI = on_whole_matrices(work, rows_NoI, parameter.shape[-2], parameter.device_mesh)
+    return updates_NoI.split([len(directions) for *_, directions in batch])
 
 
 def split_fused(weight_OI: Tensor, n_heads: int) -> Tensor:

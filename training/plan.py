@@ -3,6 +3,9 @@
 Bytes per parameter in fp32, full memory: 4 weight, 4 gradient, 4 or 8 moments (Muon, AdamW). Gradients appear
 in the backward pass as activations go, so the peak holds the larger of the two. Lean memory: 4 weight,
 2 or 8 moments, and the gradients of one layer beside the activations.
+
+Several ranks divide weights, moments, gradients and the batch among them; each has besides what FSDP makes whole
+for the blocks that compute now (`gathered_bytes`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import torch
 from config import ModelConfig, TrainingConfig, UserError
 from models import ParameterCount, count_parameters
 from models.loss import tokens_per_chunk
+from training import ranks
 from training.optimizer import moment_bytes
 
 GB = 1e9
@@ -29,7 +33,7 @@ PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
 
 @dataclass(frozen=True)
 class PhaseMemory:
-    """Bytes that one phase takes while it trains."""
+    """Bytes that one phase takes while it trains, on each rank."""
 
     weights: float
     optimizer: float
@@ -38,27 +42,45 @@ class PhaseMemory:
     process: float
     trial: float = 0.0  # the next phase beside this one, with `grow_when = "auto"`
     is_lean: bool = False
+    gathered: float = 0.0  # with several ranks: parameters and gradients that are whole at once
 
     @property
     def peak(self) -> float:
         both = (self.gradients, self.activations)
         own = sum(both) if self.is_lean else max(both)
-        return self.weights + self.optimizer + max(own, self.trial) + self.process
+        return self.weights + self.optimizer + max(own, self.trial) + self.process + self.gathered
 
 
 def phase_memory(
-    model: ModelConfig, tokens: int, device: torch.device, compute_dtype: torch.dtype | None, is_lean: bool
+    model: ModelConfig,
+    tokens: int,
+    device: torch.device,
+    compute_dtype: torch.dtype | None,
+    is_lean: bool,
+    n_ranks: int = 1,
 ) -> PhaseMemory:
-    """The memory of training one phase, `tokens` of a batch (or of each of its parts) at once."""
+    """The memory of training one phase, `tokens` of a batch (or of each of its parts) at once, on each of `n_ranks`."""
     n_params = count_parameters(model).total
     return PhaseMemory(
-        weights=4 * n_params,
-        optimizer=moment_bytes(model, is_lean),
-        gradients=lean_gradient_bytes(model) if is_lean else 4 * n_params,
-        activations=activation_bytes(model, tokens, device, compute_dtype, is_lean),
+        weights=4 * n_params / n_ranks,
+        optimizer=moment_bytes(model, is_lean) / n_ranks,
+        gradients=lean_gradient_bytes(model) if is_lean else 4 * n_params / n_ranks,
+        activations=activation_bytes(model, tokens // n_ranks, device, compute_dtype, is_lean),
         process=PROCESS_BYTES,
         is_lean=is_lean,
+        gathered=gathered_bytes(model) if n_ranks > 1 else 0.0,
     )
+
+
+def gathered_bytes(model: ModelConfig) -> float:
+    """What is whole at once on a rank that shares its parameters, in bytes, fp32.
+
+    The block that computes and the one that FSDP fetches ahead, and in the backward pass the gradients of one and
+    the buffer that shares them out; of the embedding the weights, the gradient and that buffer.
+    """
+    embedding = model.vocab_size * model.d_model
+    block = (count_parameters(model).total - embedding) / model.n_layers
+    return 4 * (4 * block + 3 * embedding)
 
 
 def activation_bytes(
@@ -124,6 +146,7 @@ class Plan:
     available: float
     advice: str  # empty where everything fits
     is_lean: bool
+    n_ranks: int = 1
 
     @property
     def peak(self) -> float:
@@ -141,22 +164,28 @@ class Plan:
         lines.append(
             f"Vocabulary {self.models[0].vocab_size:,}, precision {'bf16' if self.compute_dtype else 'fp32'}, "
             f"memory {'lean' if self.is_lean else 'full'}. "
-            f"Needed at the peak: {self.peak / GB:.1f} GB; this device has {self.available / GB:.1f} GB free"
+            + (f"Each of {self.n_ranks} ranks: " if self.n_ranks > 1 else "")
+            + f"Needed at the peak: {self.peak / GB:.1f} GB; this device has {self.available / GB:.1f} GB free"
         )
         return "\n".join(lines + ([self.advice] if self.advice else []))
 
 
 def memory_of_phases(
-    config: TrainingConfig, dense: ModelConfig, device: torch.device, compute_dtype: torch.dtype | None, is_lean: bool
+    config: TrainingConfig,
+    dense: ModelConfig,
+    device: torch.device,
+    compute_dtype: torch.dtype | None,
+    is_lean: bool,
+    n_ranks: int = 1,
 ) -> tuple[PhaseMemory, ...]:
     """The memory of all three phases, what growth adds included; `dense` is the model of the first."""
     models = config.geometries_from(dense)
     tokens = -(-config.batch_size // config.accumulate) * config.context_length
-    memory = [phase_memory(model, tokens, device, compute_dtype, is_lean) for model in models]
+    memory = [phase_memory(model, tokens, device, compute_dtype, is_lean, n_ranks) for model in models]
     counts = [count_parameters(model).total for model in models]
     for phase in (1, 2):
         # For its first steps the liveness report watches each new parameter with a bit.
-        watched = (counts[phase] - counts[phase - 1]) / 8
+        watched = (counts[phase] - counts[phase - 1]) / 8 / n_ranks
         memory[phase] = dataclasses.replace(memory[phase], gradients=memory[phase].gradients + watched)
     if config.grow_when == "auto":
         for phase in (0, 1):
@@ -171,13 +200,14 @@ def choose_memory(
     device: torch.device,
     compute_dtype: torch.dtype | None,
     available: float,
+    n_ranks: int = 1,
 ) -> tuple[PhaseMemory, ...]:
     """The memory of all three phases in the mode that the config names; for "auto" lean only where full does not fit."""
     modes = {"full": [False], "lean": [True], "auto": [False, True]}[config.memory]
-    if config.accumulate > 1:
-        modes = [False]  # lean memory has nowhere to add up gradients
+    if config.accumulate > 1 or n_ranks > 1:
+        modes = [False]  # lean memory has nowhere to add up gradients, and frees what ranks share anyway
     for is_lean in modes:
-        memory = memory_of_phases(config, dense, device, compute_dtype, is_lean)
+        memory = memory_of_phases(config, dense, device, compute_dtype, is_lean, n_ranks)
         if max(phase.peak for phase in memory) <= available:
             break
     return memory
@@ -190,23 +220,26 @@ def make_plan(
     compute_dtype: torch.dtype | None,
     tokenizer: str = "",
     dense: ModelConfig | None = None,
+    n_ranks: int = 1,
 ) -> Plan:
     """Predicts a run's memory, and says what to change where it will not fit.
 
     Args:
         tokenizer: the name that the models will carry.
         dense: the model of phase 1, where a model file decides it and not the settings.
+        n_ranks: that train together; on a CPU those of one machine share its memory.
     """
     dense = dense or config.dense_geometry(vocab_size, tokenizer)
     models = config.geometries_from(dense)
     counts = tuple(count_parameters(model) for model in models)
-    available = available_bytes(device)
-    memory = choose_memory(config, dense, device, compute_dtype, available)
+    available = available_bytes(device) / (ranks.planned_count_here() if device.type == "cpu" else 1)
+    memory = choose_memory(config, dense, device, compute_dtype, available, n_ranks)
     advice = ""
     too_large = [number for number, m in enumerate(memory, 1) if m.peak > available]
     if too_large:
-        advice = f"Phase {too_large[0]} will not fit. {way_out(config, dense, available, device, compute_dtype)}"
-    return Plan(models, counts, memory, compute_dtype, available, advice, memory[0].is_lean)
+        way = way_out(config, dense, available, device, compute_dtype, n_ranks)
+        advice = f"Phase {too_large[0]} will not fit. {way}"
+    return Plan(models, counts, memory, compute_dtype, available, advice, memory[0].is_lean, n_ranks)
 
 
 def way_out(
@@ -215,17 +248,18 @@ def way_out(
     available: float,
     device: torch.device,
     compute_dtype: torch.dtype | None,
+    n_ranks: int = 1,
 ) -> str:
     """The first of the card's ways out of an out-of-memory that fits, with its number."""
-    lean = {} if config.memory == "lean" else {"memory": "lean", "accumulate": 1}
-    batches = {"batch_size": max(1, config.batch_size // 2), "accumulate": 1}
+    lean = {} if config.memory == "lean" or n_ranks > 1 else {"memory": "lean", "accumulate": 1}
+    batches = {"batch_size": max(1, config.batch_size // 2 // n_ranks) * n_ranks, "accumulate": 1}
     smaller = {"scale_factor": 1.5, "extra_layers": 2}
     ways = (batches, smaller, {**batches, **smaller}, {**batches, "scale_factor": 1.0, "extra_layers": 1})
     for way in (lean, *({**lean, **way} for way in ways)):
         change = {name: value for name, value in way.items() if value != getattr(config, name)}
         try:
             changed = dataclasses.replace(config, **change)
-            memory = choose_memory(changed, dense, device, compute_dtype, available)
+            memory = choose_memory(changed, dense, device, compute_dtype, available, n_ranks)
         except UserError:  # 1.5 gives no whole number of heads here
             continue
         need = max(phase.peak for phase in memory)

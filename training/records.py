@@ -11,11 +11,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import UserError
-from models import Routing, Transformer
+from models import Transformer
 from training.bad_steps import is_sound, require_sound_steps
 from training.evaluate import bits_per_byte, greedy_continuation, heldout_loss
 from training.grow_when import Trial
 from training.run import Run
+from training.step import LayerFigures
 from transfer.liveness import GradientCoverage, expert_shares, liveness_report
 
 SAMPLE_PROMPT = "Once upon a time"
@@ -45,13 +46,13 @@ class StepRows:
     def add(self, step: int, loss: Tensor, grad_norm: Tensor, lr: float) -> None:
         self.rows.append((step, loss.detach(), grad_norm.detach(), lr, self.run.tokens_seen, self.seconds))
 
-    def write(self, routings: list[Routing]) -> None:
-        """Writes all rows to the history and prints the last, with the routing of its step."""
+    def write(self, layers: list[LayerFigures]) -> None:
+        """Writes all rows to the history and prints the last, with what the routers did in its step."""
         for step, loss, grad_norm, lr, tokens, seconds in self.rows:
             skipped = {} if is_sound(loss, grad_norm, self.run.config.grad_clip) else {"skipped": True}
             loss, grad_norm = loss.item(), grad_norm.item()
             is_last = step == self.rows[-1][0]
-            figures = routing_figures(routings) if is_last and routings else {}
+            figures = routing_figures(layers) if is_last and layers else {}
             self.run.history.write(
                 "step", phase=self.phase, step=step, loss=loss, lr=lr, grad_norm=grad_norm,
                 tokens=tokens, seconds=round(seconds, 3), **skipped, **figures,
@@ -79,12 +80,12 @@ def require_finite(run: Run, phase: int, step: int, loss: float) -> None:
         )
 
 
-def routing_figures(routings: list[Routing]) -> dict:
+def routing_figures(layers: list[LayerFigures]) -> dict:
     """Balance and z-loss averaged over layers, and each layer's shares of slots by expert."""
     return {
-        "balance_loss": torch.stack([r.load_balancing_loss for r in routings]).mean().item(),
-        "z_loss": torch.stack([r.z_loss for r in routings]).mean().item(),
-        "expert_shares": [[round(share, 4) for share in layer] for layer in expert_shares(routings)],
+        "balance_loss": torch.stack([layer.load_balancing_loss for layer in layers]).mean().item(),
+        "z_loss": torch.stack([layer.z_loss for layer in layers]).mean().item(),
+        "expert_shares": [[round(share, 4) for share in layer] for layer in expert_shares(layers)],
     }
 
 

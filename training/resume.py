@@ -11,6 +11,8 @@ from torch import Tensor
 from config import ModelConfig, TrainingConfig, UserError
 from models import Transformer, build_dense_model
 from models.files import load_model_and_checksum
+from models.shards import shared_as
+from training import ranks
 from training.run_state import RunState
 
 # Up to where in the run a setting may differ from the saved one, in phases: 1 is "while phase 1 lasts",
@@ -64,7 +66,8 @@ def changed_settings(saved: RunState, config: TrainingConfig) -> dict[str, list]
 
 
 def entry_model(saved: RunState, model_path: Path, geometry: ModelConfig, seed: int) -> Transformer:
-    """The model with which a run goes on from `saved`, on the CPU; a new one where it begins.
+    """The model with which a run goes on from `saved`, on the CPU; a new one where it begins; on meta and unfilled where
+    its weights are in shards.
 
     Args:
         model_path: of the model of the phase `saved.phase`.
@@ -73,15 +76,17 @@ def entry_model(saved: RunState, model_path: Path, geometry: ModelConfig, seed: 
         UserError: the model is missing or damaged, is not the saved run's, or its geometry is another one.
     """
     if saved.is_complete:
-        model, checksum = load_model_and_checksum(model_path)
+        model, checksum = load_model_and_checksum(model_path, mmap=ranks.count() > 1)
         if saved.model_checksum and checksum != saved.model_checksum:
             raise UserError(f"{model_path} is not the model that the saved run wrote; put that back")
         require_geometry(str(model_path), model.config, geometry)
         return model
-    if saved.weights is None:
+    if saved.weights is None and not saved.shards:
         return build_dense_model(geometry, seed=seed)
     with torch.device("meta"):
         model = Transformer(geometry)
+    if saved.shards:
+        return model
     model.load_state_dict(saved.weights, assign=True)
     return model.requires_grad_(True)
 
@@ -94,6 +99,10 @@ def require_geometry(name: str, found: ModelConfig, wanted: ModelConfig) -> None
         raise UserError(f"{name} has another geometry than this run: {'; '.join(differ)}; give the settings it had")
 
 
-def on_device(moments: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Moments where their optimizer keeps them: Muon's count of steps, an integer, stays on the host."""
-    return {key: value if value.dtype == torch.int64 else value.to(device) for key, value in moments.items()}
+def on_device(moments: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
+    """Moments where their optimizer keeps them: beside their parameter, and shared as that is, where ranks share it.
+
+    Muon's count of steps, an integer, stays on the host.
+    """
+    moments = {k: value if value.dtype == torch.int64 else value.to(parameter.device) for k, value in moments.items()}
+    return {key: shared_as(value, parameter) if value.ndim else value for key, value in moments.items()}

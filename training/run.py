@@ -12,10 +12,12 @@ from torch import Tensor
 from config import ModelConfig, TrainingConfig
 from data import StoryData
 from models import Transformer
+from training import ranks
+from training.device import to_device
 from training.flops import step_flops
-from training.history import History
+from training.history import History, NoHistory
 from training.plan import Plan
-from training.run_state import STATE_NAME, RunState
+from training.run_state import STATE_NAME, RunState, forget_shards
 from training.saver import Saver
 from training.stop import StopSignals
 from transfer.optimizer_growth import State
@@ -39,7 +41,7 @@ class Run:
     heldout: list[Tensor]
     plan: Plan
     folder: Path
-    history: History
+    history: History | NoHistory
     steps_done: int = 0
     flops_done: float = 0.0  # counted, trials of growth included
     skipped_steps: int = 0  # see training/bad_steps.py
@@ -67,11 +69,16 @@ class Run:
         saved, self.saved = self.saved, None
         return saved
 
+    def batch(self, number: int) -> Tensor:
+        """This rank's rows of a training batch, on its device."""
+        return to_device(ranks.own_rows(self.data.train_batch(number), self.config.accumulate), self.device)
+
     def forget_state(self) -> None:
         """Deletes the saved state of a run that is complete: it is as large as the models, and of no more use."""
         self.saver.wait()
         self.history.sync()
         (self.folder / STATE_NAME).unlink(missing_ok=True)
+        forget_shards(self.folder)
 
     def count_step(self, model: ModelConfig) -> None:
         self.steps_done += 1

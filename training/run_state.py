@@ -7,6 +7,7 @@ name (data/batches.py, transfer/random_streams.py), and nothing draws from a glo
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from durable_files import DamagedFile, read_tensors, reason, write_tensors
 from transfer.optimizer_growth import State
 
 STATE_NAME = "run_state.pt"
+SHARD_FOLDERS = ("run_state.a", "run_state.b")  # of several ranks: see training/shared_state.py
 FORMAT = "bilateral-growth-run/1"
 
 
@@ -35,6 +37,8 @@ class RunState:
     history_bytes, history_crc: how far the history had come.
     seconds, phase_seconds: how long the run and the phase have taken.
     config, data, facts: what must be the same, or may be only knowingly different.
+    shards: of several ranks: `folder` beside the file, `sha256` of each file in it, and whether it `has_weights`. Weights
+        and moments are there, but for moments that are one number.
     """
 
     config: dict
@@ -57,6 +61,7 @@ class RunState:
     history_crc: int = 0
     seconds: float = 0.0
     phase_seconds: float = 0.0
+    shards: dict | None = None
 
     @property
     def position(self) -> float:
@@ -65,29 +70,41 @@ class RunState:
 
 
 def write_run_state(state: RunState, folder: Path) -> None:
-    """Replaces the folder's state, atomically.
+    """Replaces the folder's state, atomically; shards that it does not name are deleted.
 
     Raises:
         UserError: it cannot be written; the state before it is still there.
     """
     path = folder / STATE_NAME
     try:
-        write_tensors({"format": FORMAT, **vars(state)}, path)
+        content = {name: value for name, value in vars(state).items() if name != "shards" or value}
+        write_tensors({"format": FORMAT, **content}, path)
     except (OSError, RuntimeError) as error:
         kept = "the state saved before is whole: free some space, then go on with --resume"
         advice = kept if path.exists() else "free some space, or choose another --checkpoint-dir"
         raise UserError(f"could not write {path}: {reason(error)}; {advice}") from error
+    forget_shards(folder, keep=state.shards and state.shards["folder"])
 
 
-def read_run_state(folder: Path) -> RunState:
+def forget_shards(folder: Path, keep: str | None = None) -> None:
+    """Deletes what ranks have saved, but for the folder `keep`."""
+    for name in SHARD_FOLDERS:
+        if name != keep:
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def read_run_state(folder: Path, mmap: bool = False) -> RunState:
     """The folder's state, its tensors on the CPU; no code in the file is run.
+
+    Args:
+        mmap: leaves tensors on the disk until they are used, for ranks that use only a part of each.
 
     Raises:
         UserError: there is none, one bit of it has changed, or another version wrote it.
     """
     path = folder / STATE_NAME
     try:
-        content, _ = read_tensors(path)
+        content, _ = read_tensors(path, mmap=mmap)
     except DamagedFile as error:
         raise damaged(path, error) from error
     return checked(path, content)
@@ -114,6 +131,8 @@ def read_saved_config(folder: Path) -> TrainingConfig:
 def checked(path: Path, content: object) -> RunState:
     """Raises UserError where `content` is not what this version writes."""
     fields = {item.name for item in dataclasses.fields(RunState)}
+    if isinstance(content, dict):
+        content.setdefault("shards", None)
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT or content.keys() != fields:
         raise UserError(f"{path} is no run state of this version ({FORMAT}); start again with --overwrite")
     return RunState(**content)

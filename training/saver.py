@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from config import UserError
+from models.shards import own
+from training import ranks
 from training.plan import available_bytes
 from training.run_state import RunState, write_run_state
+from training.shared_state import write_shared_state
 
 LARGEST_SHARE = 0.05
 # Until a first save has been timed: a slow disk.
@@ -50,15 +53,18 @@ class Saver:
     def save(self, state: RunState, unchanging: bool = False) -> None:
         """Writes `state`, in a thread where its tensors will not change (`unchanging`) or can be copied to the host.
 
+        Several ranks wait, all of them: they write together.
+
         Raises:
             UserError: this state, or the one before it, could not be written.
         """
         self.wait()
         start = time.perf_counter()
-        n_bytes = sum(tensor.nbytes for tensor in tensors_in(vars(state)))
-        if not unchanging and has_room_for_copy(state, n_bytes):
+        n_bytes = sum(own(tensor).nbytes for tensor in tensors_in(vars(state)))
+        is_alone = ranks.count() == 1
+        if is_alone and not unchanging and has_room_for_copy(state, n_bytes):
             state, unchanging = on_host(state), True
-        if unchanging:
+        if is_alone and unchanging:
             self._thread = threading.Thread(target=self._write, args=(state, n_bytes), name="save")
             self._thread.start()
         else:
@@ -83,7 +89,7 @@ class Saver:
     def _write(self, state: RunState, n_bytes: int) -> None:
         start = time.perf_counter()
         try:
-            write_run_state(state, self.folder)
+            (write_run_state if ranks.count() == 1 else write_shared_state)(state, self.folder)
             self.position = state.position
         except UserError as error:
             self._error = error

@@ -7,6 +7,8 @@ import dataclasses
 import torch
 
 from models import Transformer
+from models.shards import own
+from training import ranks
 from training.optimizer import read_state
 from training.records import StepRows
 from training.run import Run
@@ -31,9 +33,13 @@ def save_if_due(
         Stopped: a signal came; the state is on the disk.
     """
     memory = run.plan.memory[phase - 1]
-    if not (run.stop.is_asked or run.saver.is_due(memory.weights + memory.optimizer)):
+    is_due = ranks.is_first() and run.saver.is_due(memory.weights + memory.optimizer)
+    signal, is_due = ranks.largest(run.stop.received, is_due)
+    run.stop.hear(signal)
+    if not (signal or is_due):
         return
-    if not (rows.last_was_taken and all(parameter.isfinite().all() for parameter in model.parameters())):
+    is_sound = rows.last_was_taken and all(own(parameter).isfinite().all() for parameter in model.parameters())
+    if any(ranks.largest(not is_sound)):
         # Steps are being skipped, or one has ruined the model: the state to go back to is the one before.
         run.stop.raise_if_asked(f"after step {step - 1} of phase {phase}, which could not be trusted and is not saved")
         return

@@ -19,14 +19,16 @@ from config import ModelConfig, TrainingConfig, UserError
 from data import load_data
 from data.fingerprint import fingerprint, require_same_stories
 from durable_files import remove_leftovers
+from training import ranks
 from training.device import choose_precision
 from training.flops import step_flops
-from training.history import History, require_history
+from training.history import History, NoHistory, require_history
 from training.plan import Plan, make_plan, require_memory
 from training.resume import changed_settings, entry_model, on_device
 from training.run import HISTORY_NAME, MODEL_NAMES, PICTURE_NAME, Run
 from training.run_state import STATE_NAME, RunState, read_run_state, write_run_state
 from training.saver import Saver
+from training.shared_state import lay_out, read_shards, require_whole_shards
 from training.start_model import dense_of, keep_tokenizer, require_tokenizer, start_geometry
 from training.stop import StopSignals
 
@@ -44,44 +46,49 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
     """
     started = time.perf_counter()
     folder = Path(config.checkpoint_dir)
-    require_writable(folder)
+    ranks.first_alone(lambda: require_writable(folder))
     with sole_run(folder):
-        saved = read_run_state(folder) if config.resume else None
-        if saved:
-            require_history(folder / HISTORY_NAME, saved.history_bytes, saved.history_crc)
+        saved = read_saved(folder) if config.resume else None
         changes = changed_settings(saved, config) if saved else {}
-        earlier_run = [] if saved else find_earlier_run(folder, config)
+        earlier_run = [] if saved else ranks.first_alone(lambda: find_earlier_run(folder, config))
         chosen = decided_before(saved, config, changes) if saved else config
-        compute_dtype = choose_precision(device, chosen)
+        compute_dtype = ranks.as_first(choose_precision(device, chosen))
         start = ModelConfig(**saved.facts["start_model"]) if saved and "start_model" in saved.facts else None
-        start = start if saved else start_geometry(config)
-        data = load_data(config)
+        start = start if saved else ranks.first_before_others(lambda: start_geometry(config))
+        data = ranks.first_before_others(lambda: load_data(config))
         if start:
-            require_tokenizer(start, data)
+            ranks.first_alone(lambda: require_tokenizer(start, data))
         stories = fingerprint(data)
         if saved:
             require_same_stories(saved.data, stories)
         heldout = data.heldout_batches()
         plan = make_plan(
-            chosen, data.tokenizer.n_vocab, device, compute_dtype, data.summary["tokenizer"], start and dense_of(start)
-        )
+            chosen, data.tokenizer.n_vocab, device, compute_dtype, data.summary["tokenizer"],
+            start and dense_of(start), ranks.count(),
+        )  # fmt: skip
         print(plan.table())
-        require_memory(plan, config.ignore_memory_plan)
+        ranks.first_alone(lambda: require_memory(plan, config.ignore_memory_plan))
         new = beginning(config, plan, stories, facts(device, plan, start))
         at = saved or new
         path = folder / MODEL_NAMES[at.phase]
-        model = entry_model(at, path, plan.models[at.phase - 1], config.seed).to(device)
-        moments = {name: on_device(values, device) for name, values in at.moments.items()}
+        model = lay_out(entry_model(at, path, plan.models[at.phase - 1], config.seed), device)
+        parameters = dict(model.named_parameters())
+        moments = {name: on_device(values, parameters[name]) for name, values in at.moments.items()}
+        read_shards(at, folder, model, moments)
         at.weights, at.moments = None, {}  # the model and the optimizers own them from here on
-        # Only now, when nothing else can be refused, does an earlier run make room for this one.
-        for earlier in earlier_run:
-            earlier.unlink()
-        keep_tokenizer(config, folder)
-        remove_leftovers(folder, (STATE_NAME, PICTURE_NAME, *MODEL_NAMES.values()))
-        if not saved:
-            # Before the history: from its first row on, the run can be resumed.
-            write_run_state(new, folder)
-        history = History(folder / HISTORY_NAME, at.history_bytes, at.history_crc)
+
+        def make_room() -> None:
+            # Only now, when nothing else can be refused, does an earlier run make room for this one.
+            for earlier in earlier_run:
+                earlier.unlink()
+            keep_tokenizer(config, folder)
+            remove_leftovers(folder, (STATE_NAME, PICTURE_NAME, *MODEL_NAMES.values()))
+            if not saved:
+                # Before the history: from its first row on, the run can be resumed.
+                write_run_state(new, folder)
+
+        ranks.first_alone(make_room)
+        history = History(folder / HISTORY_NAME, at.history_bytes, at.history_crc) if ranks.is_first() else NoHistory()
         run = Run(
             config, device, compute_dtype, data, heldout, plan, folder, history,
             steps_done=at.steps_done * at.config["batch_size"] // config.batch_size, flops_done=at.flops_done,
@@ -89,13 +96,26 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
             losses=at.losses, stories=stories, facts=new.facts, saved=at, entry=(model, moments),
             saver=Saver(folder, config.save_every, at.position), stop=stop, seconds_before=at.seconds, started=started,
         )  # fmt: skip
-        del model, moments
+        del model, moments, parameters
         record_start(run, new, changes)
         try:
             yield run
         finally:
             history.close()
             run.saver.wait()
+
+
+def read_saved(folder: Path) -> RunState:
+    """The state of the run in the folder, which it goes on from. Raises UserError where it cannot be used."""
+
+    def read() -> RunState:
+        saved = read_run_state(folder, mmap=ranks.count() > 1)
+        require_history(folder / HISTORY_NAME, saved.history_bytes, saved.history_crc)
+        return saved
+
+    saved = ranks.first_before_others(read)
+    require_whole_shards(saved, folder)
+    return saved
 
 
 def decided_before(saved: RunState, config: TrainingConfig, changes: dict) -> TrainingConfig:
@@ -134,7 +154,9 @@ def record_start(run: Run, new: RunState, changes: dict[str, list]) -> None:
             parameters=[dataclasses.asdict(count) for count in run.plan.counts],
         )
         return
-    changes |= {name: [at.facts.get(name), value] for name, value in new.facts.items() if at.facts.get(name) != value}
+    # Of the facts one alone may be missing: a run of one rank does not say so.
+    pairs = {name: [at.facts.get(name, 1), new.facts.get(name, 1)] for name in {**at.facts, **new.facts}}
+    changes |= {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if changes:
         said = ", ".join(f"{name} {before} → {now}" for name, (before, now) in changes.items())
         print(f"Otherwise than before: {said}. The run is no longer, bit for bit, the one that was never stopped")
@@ -154,6 +176,7 @@ def facts(device: torch.device, plan: Plan, start: ModelConfig | None = None) ->
         "precision": "bf16" if plan.compute_dtype else "fp32",
         "memory": "lean" if plan.is_lean else "full",
         **({"start_model": dataclasses.asdict(start)} if start else {}),
+        **({"ranks": ranks.count()} if ranks.count() > 1 else {}),
     }
 
 
@@ -161,16 +184,22 @@ def facts(device: torch.device, plan: Plan, start: ModelConfig | None = None) ->
 def sole_run(folder: Path) -> Iterator[None]:
     """Holds the folder for this process; the system lets go of it when the process ends, however it ends.
 
+    Of several ranks the first holds it for all.
+
     Raises:
         UserError: another process holds it.
     """
     lock = filelock.FileLock(folder / LOCK_NAME)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UserError(
-            f"another process is training in {folder}; wait for it, or give another --checkpoint-dir"
-        ) from None
+
+    def acquire() -> None:
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UserError(
+                f"another process is training in {folder}; wait for it, or give another --checkpoint-dir"
+            ) from None
+
+    ranks.first_alone(acquire)
     try:
         yield
     finally:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from config import TrainingConfig
 from models import Routing, Transformer, next_token_loss, router_loss
+from models.shards import whole
+from training import ranks
 from training.bad_steps import is_sound
 from training.optimizer import build_optimizers, set_learning_rate, take_if
+
+
+class LayerFigures(NamedTuple):
+    """What the router of one layer did with a whole batch; the losses are scalars without a gradient."""
+
+    slots_per_expert_E: Tensor  # int64
+    load_balancing_loss: Tensor
+    z_loss: Tensor
 
 
 def prepare_training(
@@ -30,26 +42,29 @@ def train_step(
     tokens_BT: Tensor,
     rate: float,
     config: TrainingConfig,
-) -> tuple[Tensor, list[Routing], Tensor]:
+) -> tuple[Tensor, list[LayerFigures], Tensor]:
     """Moves the model by one batch, in `config.accumulate` parts whose gradients add up; see training/bad_steps.py.
 
+    Args:
+        tokens_BT: this rank's rows of the batch. FSDP averages the gradients of the ranks.
     Returns:
-        The language-model loss in nats a token, the routing of every layer, and the norm of the gradient
-        before clipping: tensors on the device, which nobody has waited for.
+        The language-model loss in nats a token, what the routers did, and the norm of the gradient before clipping,
+        all of the whole batch: tensors on the device, which nobody has waited for.
     """
     muon, adamw = optimizers
     set_learning_rate(optimizers, rate)
     losses, routings = [], []
     parts = tokens_BT.chunk(config.accumulate)
     for part_BT in parts:
-        loss, routing = next_token_loss(model, part_BT)
-        take_if(torch.isfinite(loss.detach()), optimizers)  # for matrices that move in the backward pass
-        total = loss + router_loss(routing, config.balance_weight, config.z_weight)
+        own_loss, own_routing = next_token_loss(model, part_BT)
+        loss, routing = ranks.over_all(own_loss, own_routing)
+        take_if(torch.isfinite(loss), optimizers)  # for matrices that move in the backward pass
+        total = own_loss + router_loss(routing, config.balance_weight, config.z_weight)
         (total * (len(part_BT) / len(tokens_BT))).backward()
-        losses.append(loss.detach() * (len(part_BT) / len(tokens_BT)))
+        losses.append(loss * (len(part_BT) / len(tokens_BT)))
         routings.append(routing)
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    grad_norm = get_total_norm(gradients + muon.norms_in_backward)
+    grad_norm = whole(get_total_norm(gradients + muon.norms_in_backward))
     whole_loss = torch.stack(losses).sum()
     take_if(is_sound(whole_loss, grad_norm, config.grad_clip), optimizers)
     clip_grads_with_norm_(model.parameters(), config.grad_clip, grad_norm)
@@ -60,10 +75,10 @@ def train_step(
     return whole_loss, merged(routings), grad_norm
 
 
-def merged(parts: list[list[Routing]]) -> list[Routing]:
-    """The routing of each layer over all parts of a batch."""
+def merged(parts: list[list[Routing]]) -> list[LayerFigures]:
+    """The figures of each layer over all parts of a batch."""
     return [
-        Routing(
+        LayerFigures(
             torch.stack([routing.slots_per_expert_E for routing in layer]).sum(0),
             torch.stack([routing.load_balancing_loss.detach() for routing in layer]).mean(),
             torch.stack([routing.z_loss.detach() for routing in layer]).mean(),

@@ -7,6 +7,8 @@ import os
 import signal
 from collections.abc import Iterator
 
+from training import ranks
+
 
 class Stopped(Exception):
     """A signal asked the run to end; the text says where it was."""
@@ -21,6 +23,7 @@ class StopSignals:
 
     def __init__(self):
         self._received: int | None = None
+        self._asked_elsewhere: int | None = None  # the signal that came to another rank
         self._is_held = False
 
     def __enter__(self) -> StopSignals:
@@ -35,7 +38,8 @@ class StopSignals:
         if self._received:
             os._exit(128 + number)
         self._received = number
-        if not self._is_held:
+        # One rank that leaves between two steps would leave the others waiting: there the end of a step is the place.
+        if not self._is_held and ranks.count() == 1:
             raise Stopped(number, "between two phases")
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"\nfinishing this step, then saving; the same again stops at once\n")
@@ -50,10 +54,23 @@ class StopSignals:
             self._is_held = False
 
     @property
+    def received(self) -> int:
+        """The signal that has come to this process; 0 for none."""
+        return self._received or 0
+
+    def hear(self, number: int) -> None:
+        """Takes note of the signal, if any, that has come to some rank."""
+        self._asked_elsewhere = number or None
+
+    @property
     def is_asked(self) -> bool:
-        return self._received is not None
+        """Of one process; ranks agree on it by `hear`."""
+        return self._asked() is not None
 
     def raise_if_asked(self, where: str) -> None:
         """Raises `Stopped` if a signal has come."""
-        if self._received:
-            raise Stopped(self._received, where)
+        if number := self._asked():
+            raise Stopped(number, where)
+
+    def _asked(self) -> int | None:
+        return self._received if ranks.count() == 1 else self._asked_elsewhere

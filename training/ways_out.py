@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from config import TrainingConfig, UserError
+from training import ranks
 from training.plan import GB, OUT_OF_MEMORY_ADVICE, memory_of_phases
 from training.resume import may_differ
 from training.run import Run
@@ -24,7 +25,11 @@ def resume_command(config: TrainingConfig) -> str:
     folder = (
         "" if config.checkpoint_dir == TrainingConfig.checkpoint_dir else f" --checkpoint-dir {config.checkpoint_dir}"
     )
-    return f"python train_tinystories.py --resume{folder}"
+    launcher = "python"
+    if ranks.planned_count() > 1:
+        is_one_machine = ranks.planned_count() == ranks.planned_count_here()
+        launcher = f"torchrun --nproc-per-node={ranks.planned_count_here()}" + " …" * (not is_one_machine)
+    return f"{launcher} train_tinystories.py --resume{folder}"
 
 
 def out_of_memory_advice(run: Run | None) -> str:
@@ -36,7 +41,7 @@ def out_of_memory_advice(run: Run | None) -> str:
     def need(**changes) -> float:
         changed = dataclasses.replace(config, **changes)
         is_lean = plan.is_lean or changed.memory == "lean"
-        phases = memory_of_phases(changed, plan.models[0], run.device, plan.compute_dtype, is_lean)
+        phases = memory_of_phases(changed, plan.models[0], run.device, plan.compute_dtype, is_lean, plan.n_ranks)
         return max(phase.peak for phase in phases) / GB
 
     changes = [
@@ -45,7 +50,7 @@ def out_of_memory_advice(run: Run | None) -> str:
         {"scale_factor": 1.5, "extra_layers": 2},
     ]
     ways = []
-    for change in changes[plan.is_lean :]:
+    for change in changes[plan.is_lean or plan.n_ranks > 1 :]:
         if not all(may_differ(name, run.saver.position) for name in change):  # growth, once it is done
             continue
         flags = [

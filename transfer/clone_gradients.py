@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models import Transformer, exact_arithmetic, next_token_loss
+from models.shards import whole
 from transfer.growth_maps import AxisMap, GrowthMaps
 
 
@@ -46,7 +47,7 @@ def compare_clone_gradients(
 
     def reduce(parameter: Tensor) -> None:
         index, kind, axis = watched[parameter]
-        difference = relative_differences(parameter.grad, axis)
+        difference = relative_differences(whole(parameter.grad), axis)
         parameter.grad = None
         if len(difference):
             locked = int((~(difference >= locked_below)).sum())  # also where it is no number

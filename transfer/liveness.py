@@ -29,6 +29,7 @@ from torch import Tensor
 
 from config import ModelConfig
 from models import Routing, Transformer
+from models.shards import at_rest, is_shared, own, own_range, shared_as, whole
 from transfer.growth_maps import AxisMap, GrowthMaps
 
 BITS = tuple(1 << i for i in range(8))
@@ -129,6 +130,7 @@ def liveness_report(
     )
     if model.config.is_moe:
         routings = model.hidden(tokens_BT[:, :-1].to(model.device))[1]
+        at_rest(model)
         shares = expert_shares(routings)
         smallest = [min(layer) for layer in shares]
         report.smallest_expert_share = min(smallest)
@@ -156,7 +158,8 @@ class GradientCoverage:
     cut off; the cosines find what moves without parting.
 
     It looks at each gradient when the backward pass completes it, before hooks that are registered later
-    (and may free it), and holds one bit per new parameter, on the parameter's device.
+    (and may free it), and holds one bit per new parameter, on the parameter's device. Where ranks share the model,
+    each watches its own part; then all of them have to ask for the figures and the state.
     """
 
     def __init__(self, model: Transformer, old_config: ModelConfig):
@@ -167,7 +170,8 @@ class GradientCoverage:
         with torch.device("meta"):
             old_parameters = dict(Transformer(old_config).named_parameters())
         self._hooks = []
-        for name, parameter in model.named_parameters():
+        self._parameters = dict(model.named_parameters())
+        for name, parameter in self._parameters.items():
             old = old_parameters.get(maps.old_name(name))
             # A dense matrix is expert 0 of the stack that it became.
             corner = (0,) if old is None else (1,) * (parameter.ndim - old.ndim) + tuple(old.shape)
@@ -181,7 +185,7 @@ class GradientCoverage:
     def look(self, name: str, parameter: Tensor) -> None:
         """Takes note of the parameter's gradient."""
         for part in self._watched[name]:
-            part.seen_bits |= packed(parameter.grad[part.where] != 0)
+            part.seen_bits |= packed(own(parameter.grad)[part.own_where] != 0)
 
     def close(self) -> None:
         """Looks no more."""
@@ -190,14 +194,15 @@ class GradientCoverage:
 
     def state(self) -> dict:
         """What has been seen so far: `steps`, and each part's `seen_bits`."""
-        return {"steps": self.steps, "seen": [part.seen_bits for parts in self._watched.values() for part in parts]}
+        seen = [part.whole_bits(self._parameters[name]) for name, parts in self._watched.items() for part in parts]
+        return {"steps": self.steps, "seen": seen}
 
     def go_on_from(self, state: dict) -> None:
         """Takes over the `state` of a coverage of the same two geometries."""
         self.steps = state["steps"]
-        parts = [part for parts in self._watched.values() for part in parts]
-        for part, seen_bits in zip(parts, state["seen"], strict=True):
-            part.seen_bits.copy_(seen_bits)
+        parts = [(name, part) for name, parts in self._watched.items() for part in parts]
+        for (name, part), seen_bits in zip(parts, state["seen"], strict=True):
+            part.take_bits(seen_bits, self._parameters[name])
 
     @property
     def new_parameters(self) -> int:
@@ -205,44 +210,88 @@ class GradientCoverage:
 
     def never_touched_share(self) -> float:
         """0 to 1, of all new parameters; 0 where there are none."""
-        untouched = sum(part.n_untouched for parts in self._watched.values() for part in parts)
+        untouched = sum(sum(counts) for counts in self._untouched().values())
         return untouched / max(self.new_parameters, 1)
 
     def never_touched_by_module(self) -> dict[str, float]:
         """The share within each of `MODULES` that has new parameters."""
-        by_module = {module: [] for module in MODULES}
+        by_module, untouched = {module: [] for module in MODULES}, self._untouched()
         for name, parts in self._watched.items():
-            by_module[next(module for module in MODULES if module in name)] += parts
+            by_module[next(module for module in MODULES if module in name)] += zip(parts, untouched[name])
         return {
-            module: sum(part.n_untouched for part in parts) / sum(part.n_parameters for part in parts)
+            module: sum(count for _, count in parts) / sum(part.n_parameters for part, _ in parts)
             for module, parts in by_module.items()
             if parts
+        }
+
+    def _untouched(self) -> dict[str, list[int]]:
+        """By parameter, how many of each part have had no gradient, on all ranks together."""
+        return {
+            name: [part.n_untouched(self._parameters[name]) for part in parts] for name, parts in self._watched.items()
         }
 
 
 @dataclass
 class Watched:
-    """A part of a parameter, and a bit for each of its elements, in bytes of eight, set once it has had a gradient."""
+    """A part of a parameter, and a bit for each of its elements, in bytes of eight, set once it has had a gradient.
+
+    `own_where` is what of the part lies in this rank's own part of the parameter, counted from its beginning;
+    the bits are those of its elements.
+    """
 
     where: tuple[slice, ...]
+    own_where: tuple[slice, ...]
     n_parameters: int
     seen_bits: Tensor  # uint8
 
     @classmethod
     def of(cls, parameter: Tensor, where: tuple[slice, ...]) -> Watched:
-        n_parameters = parameter[where].numel()
-        bits = torch.zeros(math.ceil(n_parameters / 8), dtype=torch.uint8, device=parameter.device)
-        return cls(where, n_parameters, bits)
+        dim, first, last = own_range(parameter)
+        bounds = [
+            where[d].indices(parameter.shape[d])[:2] if d < len(where) else (0, n)
+            for d, n in enumerate(parameter.shape)
+        ]
+        n_parameters = math.prod(stop - start for start, stop in bounds)
+        start, stop = bounds[dim]
+        bounds[dim] = (min(max(start, first), last) - first, max(min(stop, last), first) - first)
+        own_where = tuple(slice(start, max(start, stop)) for start, stop in bounds)
+        n_own = math.prod(part.stop - part.start for part in own_where)
+        bits = torch.zeros(math.ceil(n_own / 8), dtype=torch.uint8, device=parameter.device)
+        return cls(where, own_where, n_parameters, bits)
 
-    @property
-    def n_untouched(self) -> int:
-        return self.n_parameters - sum((self.seen_bits & bit).count_nonzero().item() for bit in BITS)
+    def n_untouched(self, parameter: Tensor) -> int:
+        seen = self.whole_bits(parameter)
+        return self.n_parameters - sum((seen & bit).count_nonzero().item() for bit in BITS)
+
+    def whole_bits(self, parameter: Tensor) -> Tensor:
+        """Those of the part's elements on all ranks, in the order in which a parameter that nobody shares has them."""
+        if not is_shared(parameter):
+            return self.seen_bits
+        seen = torch.zeros_like(parameter, dtype=torch.uint8)
+        own_seen = own(seen)[self.own_where]
+        own_seen.copy_(unpacked(self.seen_bits, own_seen.numel()).view_as(own_seen))
+        return packed(whole(seen)[self.where] != 0)
+
+    def take_bits(self, whole_bits: Tensor, parameter: Tensor) -> None:
+        """Goes on from what `whole_bits` returned, on however many ranks."""
+        if not is_shared(parameter):
+            self.seen_bits.copy_(whole_bits)
+            return
+        seen = torch.zeros(parameter.shape, dtype=torch.uint8, device=parameter.device)
+        seen[self.where] = unpacked(whole_bits.to(seen.device), self.n_parameters).view_as(seen[self.where])
+        self.seen_bits.copy_(packed(own(shared_as(seen, parameter))[self.own_where] != 0))
 
 
 def packed(flags: Tensor) -> Tensor:
     """Eight booleans a byte, uint8 (⌈n / 8⌉,)."""
     flags = F.pad(flags.flatten().to(torch.uint8), (0, -flags.numel() % 8)).view(-1, 8)
     return (flags * torch.tensor(BITS, dtype=torch.uint8, device=flags.device)).sum(-1, dtype=torch.uint8)
+
+
+def unpacked(bits: Tensor, n: int) -> Tensor:
+    """The inverse of `packed`: uint8 (n,), 0 or 1."""
+    flags = bits[:, None] & torch.tensor(BITS, dtype=torch.uint8, device=bits.device)
+    return (flags != 0).flatten()[:n].to(torch.uint8)
 
 
 def outside_corner(shape: torch.Size, corner: tuple[int, ...]) -> list[tuple[slice, ...]]:
@@ -274,10 +323,10 @@ def width_cosines(model: Transformer, maps: GrowthMaps) -> list[CloneCosine]:
     for index, block in enumerate(model.blocks):
         if maps.block_origins[index] is None:
             continue
-        cosines["heads"][index] = row_cosines(block.attention.qkv.weight, maps.qkv_rows)
-        cosines["hidden units"][index] = row_cosines(block.mlp.up.weight, maps.hidden)
+        cosines["heads"][index] = row_cosines(whole(block.attention.qkv.weight), maps.qkv_rows)
+        cosines["hidden units"][index] = row_cosines(whole(block.mlp.up.weight), maps.hidden)
         writers = (block.attention.out.weight, block.mlp.down.weight)
-        cosines["residual features"][index] = torch.cat([row_cosines(w, maps.residual) for w in writers])
+        cosines["residual features"][index] = torch.cat([row_cosines(whole(w), maps.residual) for w in writers])
     return summarised(cosines, torch.median)
 
 
@@ -299,7 +348,7 @@ def expert_cosines(model: Transformer) -> list[CloneCosine]:
     cosines: dict[str, dict[int, Tensor]] = {"experts' up": {}, "experts' down": {}}
     for index, block in enumerate(model.blocks):
         for kind, stack in zip(cosines, (block.mlp.up, block.mlp.down)):
-            weight_EX = stack.weight.flatten(1)
+            weight_EX = whole(stack.weight).flatten(1)
             weight_EX = weight_EX.to(torch.promote_types(weight_EX.dtype, torch.float32))
             gram_EE = weight_EX @ weight_EX.T
             length_E = gram_EE.diagonal().sqrt()
@@ -325,11 +374,12 @@ def summarised(cosines: dict[str, dict[int, Tensor]], average: Callable[[Tensor]
 def block_effective_ranks(model: Transformer, index: int) -> dict[str, float]:
     """Effective rank of a block's four matrices, of expert 0 where there are experts."""
     block = model.blocks[index]
-    up, down = block.mlp.up.weight, block.mlp.down.weight
-    if model.config.is_moe:
-        up, down = up[0], down[0]
-    matrices = {"qkv": block.attention.qkv.weight, "out": block.attention.out.weight, "up": up, "down": down}
-    return {kind: effective_rank_share(matrix) for kind, matrix in matrices.items()}
+    layers = {"qkv": block.attention.qkv, "out": block.attention.out, "up": block.mlp.up, "down": block.mlp.down}
+    ranks = {}
+    for kind, layer in layers.items():
+        weight = whole(layer.weight)
+        ranks[kind] = effective_rank_share(weight[0] if weight.ndim == 3 else weight)
+    return ranks
 
 
 def effective_rank_share(weight: Tensor) -> float:

@@ -16,11 +16,14 @@ like the parameter) and step (a scalar).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from config import ModelConfig
 from models import Transformer
+from models.shards import shared_as, whole
 from transfer.growth_maps import GrowthMaps
 
 State = dict[str, dict[str, Tensor]]
@@ -46,7 +49,7 @@ def grow_optimizer_state(state: State, old: ModelConfig, new: ModelConfig, way: 
         return {}
     if new == old.upcycled(new.n_experts, new.top_k) and not old.is_moe:
         return {
-            name: upcycled_moments(name, moments, new, way == "asymmetric")
+            name: over_ranks(moments, upcycled_moments, name, new=new, only_first_expert=way == "asymmetric")
             for name, moments in state.items()
             if moments
         }
@@ -57,8 +60,15 @@ def grow_optimizer_state(state: State, old: ModelConfig, new: ModelConfig, way: 
     for name in names:
         old_name = maps.old_name(name)
         if state.get(old_name):
-            grown[name] = grown_moments(name, state[old_name], maps, way == "asymmetric")
+            only_first = way == "asymmetric"
+            grown[name] = over_ranks(state[old_name], grown_moments, name, maps=maps, only_first_copies=only_first)
     return grown
+
+
+def over_ranks(moments: dict[str, Tensor], grow: Callable[..., dict[str, Tensor]], name: str, **how):
+    """One parameter's moments, grown whole; where ranks share them, each keeps its part of what they become."""
+    grown = grow(name, {key: whole(value) for key, value in moments.items()}, **how)
+    return {key: shared_as(value, moments[key]) for key, value in grown.items()}
 
 
 def grown_moments(

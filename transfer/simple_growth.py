@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from models import Transformer
+from models.shards import empty_like, filling, whole
 from models.transformer import RESIDUAL_WRITERS, initialise_parameter
 from transfer.growth_maps import AxisMap, GrowthMaps
 from transfer.random_streams import parameter_generator
@@ -76,18 +77,19 @@ def scale_bilaterally(
     """
     config = old_model.config.grown(scale_factor, extra_layers)
     maps = GrowthMaps.between(old_model.config, config)
-    embedding = old_model.embedding.weight
-    new_model = Transformer.empty(config, embedding.device, embedding.dtype)
+    new_model = empty_like(old_model, config)
     new_model.compute_dtype = old_model.compute_dtype
     old_parameters = dict(old_model.named_parameters())
 
     for name, parameter in new_model.named_parameters():
         generator = parameter_generator(seed, name, parameter.device)
         old_name = maps.old_name(name)
-        if old_name is None:
-            identity_parameter(name, parameter, config.n_layers, generator)
-        else:
-            parameter.copy_(grown_parameter(name, old_parameters[old_name], maps, noise_std, generator))
+        with filling(parameter) as value:
+            if old_name is None:
+                identity_parameter(name, value, config.n_layers, generator)
+            else:
+                old = whole(old_parameters[old_name])
+                value.copy_(grown_parameter(name, old, maps, noise_std, generator))
     return new_model
 
 

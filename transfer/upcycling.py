@@ -10,6 +10,7 @@ import torch
 
 from config import UserError
 from models import Transformer
+from models.shards import empty_like, filling, whole
 from transfer.random_streams import parameter_generator
 
 
@@ -27,14 +28,14 @@ def upcycle_to_moe(
     """
     if dense_model.config.is_moe:
         raise UserError(f"upcycling starts from a dense model, but this one has {dense_model.config.n_experts} experts")
-    embedding = dense_model.embedding.weight
-    moe = Transformer.empty(dense_model.config.upcycled(n_experts, top_k), embedding.device, embedding.dtype)
+    moe = empty_like(dense_model, dense_model.config.upcycled(n_experts, top_k))
     dense_parameters = dict(dense_model.named_parameters())
     for name, parameter in moe.named_parameters():
-        if name.endswith("router.weight"):
-            parameter.normal_(0.0, router_std, generator=parameter_generator(seed, name, parameter.device))
-        else:
-            # A dense weight (out, in) fills a stack (n_experts, out, in) by broadcasting.
-            parameter.copy_(dense_parameters[name])
+        with filling(parameter) as value:
+            if name.endswith("router.weight"):
+                value.normal_(0.0, router_std, generator=parameter_generator(seed, name, parameter.device))
+            else:
+                # A dense weight (out, in) fills a stack (n_experts, out, in) by broadcasting.
+                value.copy_(whole(dense_parameters[name]))
     moe.compute_dtype = dense_model.compute_dtype
     return moe

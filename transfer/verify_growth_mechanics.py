@@ -23,6 +23,7 @@ from torch import Tensor
 
 from config import TrainingConfig, UserError
 from models import Transformer, exact_arithmetic, next_token_loss
+from models.shards import unsharded
 from models.transformer import apply_rope, rope_tables
 from transfer.clone_gradients import compare_clone_gradients
 from transfer.growth_maps import GrowthMaps
@@ -133,8 +134,10 @@ def check_router_scaling(
     drift, kept, shares = 0.0, [], []
     with torch.no_grad():
         for index, x_BTD in _old_inputs(maps, trace(old_model, tokens).router_inputs):
-            old_logits = old_model.blocks[maps.block_origins[index]].mlp.router(x_BTD)
-            new_logits = new_model.blocks[index].mlp.router(maps.residual.normalised(x_BTD))
+            with unsharded(old_model.blocks[maps.block_origins[index]]) as block:
+                old_logits = block.mlp.router(x_BTD)
+            with unsharded(new_model.blocks[index]) as block:
+                new_logits = block.mlp.router(maps.residual.normalised(x_BTD))
             drift = max(drift, _drift(new_logits, old_logits))
             chosen = [logits.topk(old_model.config.top_k).indices.sort().values for logits in (old_logits, new_logits)]
             kept.append((chosen[0] == chosen[1]).all(-1).float().mean().item())
@@ -318,7 +321,8 @@ def _old_inputs(maps: GrowthMaps, inputs: list[Tensor]) -> list[tuple[int, Tenso
 def _scores(model: Transformer, block: int, x_BTD: Tensor, shift: int) -> Tensor:
     """q·k after RoPE, (batch, heads, time, time), as if the sequence began at position `shift`."""
     attention, T = model.blocks[block].attention, x_BTD.shape[1]
-    q_BHTK, k_BHTK, _ = attention.split_heads(attention.qkv(x_BTD))
+    with unsharded(model.blocks[block]):
+        q_BHTK, k_BHTK, _ = attention.split_heads(attention.qkv(x_BTD))
     rope = rope_tables(T + shift, model.config.rotary_dim, model.config.rope_base, x_BTD.device, x_BTD.dtype)
     cos_TR, sin_TR = (table[shift:] for table in rope)
     return apply_rope(q_BHTK, cos_TR, sin_TR) @ apply_rope(k_BHTK, cos_TR, sin_TR).transpose(-1, -2)

@@ -1,0 +1,214 @@
+"""One step, one growth on ranks against the same on one: layouts of the parameters, moments, checks; and faults, found."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from config import ModelConfig, TrainingConfig
+from models import Transformer, build_dense_model, build_moe_model, next_token_loss
+from models.shards import at_rest, own, shared_dim, whole
+from tests.ranks.worlds import on_ranks
+from training import ranks
+from training.optimizer import read_state
+from training.shared_state import lay_out
+from training.step import prepare_training, train_step
+from transfer.liveness import GradientCoverage
+from transfer.optimizer_growth import grow_optimizer_state
+from transfer.simple_growth import scale_bilaterally
+from transfer.upcycling import upcycle_to_moe
+from transfer.verify_growth_mechanics import (
+    check_functional_identity,
+    check_rope_integrity,
+    check_router_scaling,
+    check_symmetry_breaking,
+)
+
+CPU = torch.device("cpu")
+N_RANKS = 4
+GEOMETRY = ModelConfig(vocab_size=53, d_model=24, n_layers=2, n_heads=2, n_experts=4, top_k=2, context_length=16)
+CONFIG = TrainingConfig(batch_size=8, accumulate=2, memory="full", weight_decay=0.1)
+# Which dimension is split: experts where ranks divide them, their rows where they do not, rows of unequal number.
+LAYOUTS = {
+    "dense": (dataclasses.replace(GEOMETRY, n_experts=0), 0),
+    "experts": (GEOMETRY, 0),
+    "two each": (dataclasses.replace(GEOMETRY, n_experts=8), 0),
+    "fewer experts than ranks": (dataclasses.replace(GEOMETRY, n_experts=2), 1),
+    "experts that ranks do not divide": (dataclasses.replace(GEOMETRY, n_experts=6), 1),
+    "uneven rows": (dataclasses.replace(GEOMETRY, d_model=26, n_experts=3), 0),
+}
+
+
+def tokens(step: int) -> torch.Tensor:
+    return torch.randint(53, (8, 17), generator=torch.Generator().manual_seed(step))
+
+
+def built(config: ModelConfig) -> Transformer:
+    return build_moe_model(config) if config.is_moe else build_dense_model(config)
+
+
+def trained(model: Transformer, steps: int, rows=lambda tokens: tokens) -> tuple[list[torch.Tensor], list]:
+    """Losses and norms of some steps, and the optimizers."""
+    optimizers = prepare_training(model, CONFIG, None, is_lean=False)
+    figures = []
+    for step in range(steps):
+        loss, _, norm = train_step(model, optimizers, rows(tokens(step)), 0.02, CONFIG)
+        figures += [loss, norm]
+    return figures, optimizers
+
+
+def alone(work):
+    """What `work` gives without the other ranks, whose group this process is nevertheless in."""
+    count, ranks.count = ranks.count, lambda: 1
+    try:
+        return work()
+    finally:
+        ranks.count = count
+
+
+def largest_difference(model: Transformer, expected: Transformer) -> float:
+    pairs = zip(model.parameters(), expected.parameters(), strict=True)
+    return max((whole(ours) - theirs).abs().max().item() for ours, theirs in pairs)
+
+
+def same_steps(config: ModelConfig) -> tuple[float, float]:
+    """How far figures and weights are from those of one rank after three steps."""
+    reference = built(config)
+    expected, _ = alone(lambda: trained(reference, 3))
+    model = lay_out(built(config), CPU)
+    found, _ = trained(model, 3, lambda tokens: ranks.own_rows(tokens, CONFIG.accumulate))
+    apart = max((a - b).abs().item() for a, b in zip(found, expected))
+    return apart, largest_difference(model, reference)
+
+
+def test_steps_on_ranks_are_those_of_one_in_every_layout():
+    def work():
+        for name, (config, dim) in LAYOUTS.items():
+            if config.is_moe:
+                assert shared_dim((config.n_experts, config.d_hidden, config.d_model), ranks.count()) == dim, name
+            figures, weights = same_steps(config)
+            assert figures < 3e-5 and weights < 1e-4, (name, figures, weights)
+
+    on_ranks(N_RANKS, work)
+
+
+def counts_stay_apart():
+    over_all = ranks.over_all
+    ranks.over_all = lambda loss, routings: (over_all(loss, routings)[0], routings)
+
+
+def gradients_are_added_and_not_averaged():
+    import training.step
+
+    loss_of = training.step.next_token_loss
+
+    def summing(model, tokens_BT):
+        if ranks.count() > 1:
+            for module in (model, *model.blocks):
+                module.set_gradient_divide_factor(1.0)
+        return loss_of(model, tokens_BT)
+
+    training.step.next_token_loss = summing
+
+
+def each_trains_on_the_first_rows():
+    ranks.own_rows = lambda tokens, parts=1: tokens[: len(tokens) // ranks.count()]
+
+
+def matrices_are_orthogonalised_by_parts():
+    from training import muon
+
+    muon.is_split_by_rows = lambda parameter: False
+
+
+def momentum_of_experts_in_the_wrong_turn():
+    from training import muon
+
+    muon.own_range = lambda tensor: (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        counts_stay_apart,
+        gradients_are_added_and_not_averaged,
+        each_trains_on_the_first_rows,
+        matrices_are_orthogonalised_by_parts,
+        momentum_of_experts_in_the_wrong_turn,
+    ],
+)
+def test_a_fault_in_a_step_is_found(fault):
+    def work():
+        assert max(same_steps(GEOMETRY)) < 1e-4
+        fault()
+        assert max(same_steps(GEOMETRY)) > 1e-3
+
+    on_ranks(2, work)
+
+
+def test_growth_on_ranks_gives_the_same_bits_and_none_holds_more_than_its_part():
+    def work():
+        dense = build_dense_model(dataclasses.replace(GEOMETRY, n_experts=0))
+        shared = lay_out(dense, CPU)
+        moe, shared_moe = (upcycle_to_moe(model, 4, 2) for model in (dense, shared))
+        large, shared_large = (scale_bilaterally(model, 1.5, 1) for model in (moe, shared_moe))
+        for expected, model in ((dense, shared), (moe, shared_moe), (large, shared_large)):
+            assert largest_difference(model, expected) == 0.0
+            held = sum(own(parameter).numel() for parameter in model.parameters())
+            total = sum(parameter.numel() for parameter in expected.parameters())
+            assert held <= total / N_RANKS * 1.1
+        # Moments through both boundaries.
+        _, optimizers = alone(lambda: trained(dense, 2))
+        _, shared_optimizers = trained(shared, 2, lambda tokens: ranks.own_rows(tokens, CONFIG.accumulate))
+        for way in ("grown", "asymmetric"):
+            states = [read_state(dense, optimizers), read_state(shared, shared_optimizers)]
+            for old, new in ((dense.config, moe.config), (moe.config, large.config)):
+                states = [grow_optimizer_state(state, old, new, way) for state in states]
+                for name, moments in states[0].items():
+                    for key, value in moments.items():
+                        ours = states[1][name][key]
+                        assert ours.shape == value.shape and (value.ndim == 0 or own(ours).numel() < value.numel())
+                        torch.testing.assert_close(whole(ours), value, atol=1e-5, rtol=1e-3)
+
+    on_ranks(N_RANKS, work)
+
+
+def test_the_checks_pass_on_ranks_and_fail_where_growth_is_wrong():
+    def work():
+        model = lay_out(build_moe_model(GEOMETRY), CPU)
+        trained(model, 2, lambda tokens: ranks.own_rows(tokens, CONFIG.accumulate))
+        grown, locked = (scale_bilaterally(model, 2, 1, noise_std=noise) for noise in (1.0, 0.0))
+        checks = (check_rope_integrity, check_router_scaling, check_symmetry_breaking, check_functional_identity)
+        assert all(check(model, grown) for check in checks)
+        assert not check_symmetry_breaking(model, locked)
+        at_rest(grown)
+        with torch.no_grad():
+            own(grown.blocks[1].mlp.router.weight).mul_(2)
+        assert not check_router_scaling(model, grown)
+        with torch.no_grad():
+            own(grown.blocks[0].attention.qkv.weight).mul_(2)
+        assert not check_rope_integrity(model, grown) and not check_functional_identity(model, grown)
+
+    on_ranks(2, work)
+
+
+def test_coverage_on_ranks_sees_what_one_sees_and_goes_on_anywhere():
+    def work():
+        config = dataclasses.replace(GEOMETRY, n_experts=6)  # the stacks are split by rows
+        small = config.upcycled(0, 2)
+        reference, model = built(config), lay_out(built(config), CPU)
+        coverages = [GradientCoverage(each, small) for each in (reference, model)]
+        # The last row alone has the token 52: elsewhere its embedding has no gradient. No expert sees many tokens.
+        for each, rows in ((reference, tokens(0)[:4]), (model, tokens(0)[:4].chunk(ranks.count())[ranks.number()])):
+            next_token_loss(each, rows[:, :3])[0].backward()
+        states = [coverage.state() for coverage in coverages]
+        assert all(torch.equal(a, b) for a, b in zip(states[0]["seen"], states[1]["seen"], strict=True))
+        assert 0 < coverages[0].never_touched_share() == coverages[1].never_touched_share() < 1
+        assert coverages[0].never_touched_by_module() == coverages[1].never_touched_by_module()
+        others = [GradientCoverage(each, small) for each in (model, reference)]
+        for other, state in zip(others, states):
+            assert other.never_touched_share() == 1
+            other.go_on_from(state)
+            assert other.never_touched_share() == coverages[0].never_touched_share()
+
+    on_ranks(2, work)
