@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import train_tinystories
-from config import TrainingConfig
-from models import load_model
+from config import ModelConfig, TrainingConfig
+from models import load_model, save_model
+from test_growth_checks import lively_dense_model
 from tests.faults import kill_points
 from tests.faults.runs import parted, resume, start
 from training import loop, saver
@@ -152,6 +153,23 @@ def test_a_phase_started_anew_can_be_killed_and_resumed(shop, tmp_path):
     killed = shop.run(tmp_path / "killed", "--start-phase", 3, prepare=lambda: kill_points.patch("after_growth:1"))
     assert killed.code < 0 and resume(tmp_path / "killed").code == 0
     assert parted(tmp_path / "through", tmp_path / "killed") == []
+
+
+def test_a_run_from_an_imported_model_can_be_killed_and_resumed(shop, tmp_path):
+    """Its vocabulary, residual and output matrix are in no setting; the saved state has to tell them."""
+    geometry = ModelConfig(
+        4104, 16, 1, 2, context_length=32, tokenizer="builtin", parallel_residual=True, rotary_share=0.5, tied=False
+    )
+    for name in ("through", "killed"):
+        (tmp_path / name).mkdir()
+        save_model(lively_dense_model(geometry), tmp_path / name / "dense_model.pt")
+    assert shop.run(tmp_path / "through", "--start-phase", 2).code == 0
+    for point in ("between_two_steps:5", "after_growth:1"):
+        target = shutil.copytree(tmp_path / "killed", tmp_path / point)
+        assert shop.run(target, "--start-phase", 2, prepare=lambda: kill_points.patch(point)).code < 0
+        assert resume(target).code == 0
+        assert parted(tmp_path / "through", target) == []
+    assert load_model(tmp_path / "through" / "large_moe_final.pt").config.parallel_residual
 
 
 def random_states():
