@@ -30,14 +30,14 @@ from training.device import pick_device
 from training.evaluate import bits_per_byte
 from transfer.grow import summary
 
-DESCRIPTION = """Measures a trained model on every token of a text: held-out loss in nats a token, perplexity, bits per byte of text
-(which compares across vocabularies) and tokens per second; of a mixture of experts also how evenly each layer's
-experts are used, and which words each of them takes."""
+DESCRIPTION = """Measures a trained model on every token of a text: held-out loss in nats a token, perplexity, bits per
+byte of text (which compares across vocabularies) and tokens per second; of a mixture of experts also how evenly each
+layer's experts are used, and which words each of them takes."""
 
-EPILOG = """The text is tokenised with the model's own tokenizer, each story followed by one end-of-text, and cut into windows of
-context_length + 1 tokens, each beginning with the last token of the one before. So every token but the first
-is predicted once, from the 1 to context_length tokens before it in its window. During training the
-held-out loss is measured on a few such windows; this is all of them.
+EPILOG = """The text is cleaned as for training, tokenised with the model's own tokenizer, each story followed by one
+end-of-text, and cut into windows of context_length + 1 tokens, each beginning with the last token of the one before. So
+every token but the first is predicted once, from the 1 to context_length tokens before it in its window. During
+training the held-out loss is measured on a few windows of that length; this is the whole text.
 
 examples:
   python evaluate.py --data builtin                                the built-in stories that training holds out

@@ -24,12 +24,12 @@ from models.generation import continuations, room_for_tokens, stream_tokens
 from models.sampling import Sampling
 from training.device import pick_device
 
-DESCRIPTION = """Continues prompts with a trained model: the dense one, the mixture of experts, or the grown one. Stories come out
-as they are told; several prompts are computed at the same time and printed one after another."""
+DESCRIPTION = """Continues prompts with a trained model: the dense one, the mixture of experts, or the grown one. Stories
+come out as they are told; several prompts are computed at the same time and printed one after another."""
 
-EPILOG = """A story ends where the model ends it, after --max-tokens, or where prompt and story fill the model's context: no model
-here has learnt what comes after that. The same seed tells the same story, whatever the other prompts are; a prompt
-that is given again takes the next seed.
+EPILOG = """A story ends where the model ends it, after --max-tokens, or where prompt and story fill the model's
+context: no model here has learnt what comes after that. The same seed tells the same story, whatever the other prompts
+are; a prompt that is given again takes the next seed.
 
 The stories go to the standard output, everything else to the standard error. In a file, <|endoftext|> stands between
 stories, as in what training reads.

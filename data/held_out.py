@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,14 +49,16 @@ def read_held_out(data: str, encoding: tiktoken.Encoding, max_tokens: int | None
                     n_tokens += len(blocks[-1])
                     n_stories += 1
     except HubUnavailable as error:
-        raise UserError(f"TinyStories could not be had ({error}); connect to the internet, or give --data PATH") from error
+        raise UserError(
+            f"TinyStories could not be had ({error}); connect to the internet, or give --data PATH"
+        ) from error
     if not blocks:
         raise UserError(f"{source.description} holds no stories")
     tokens = np.concatenate(blocks)[:max_tokens]
     return HeldOut(source.description, tokens, n_stories, is_whole and len(tokens) == n_tokens)
 
 
-def _source_of(data: str) -> tuple[StorySource, callable]:
+def _source_of(data: str) -> tuple[StorySource, Callable[[], Iterator[str]]]:
     if data == "builtin":
         source = builtin_source()
         return source, source.valid

@@ -59,7 +59,9 @@ def load_trained(path: Path, tokenizer: str | None, device: torch.device) -> Tra
         raise UserError(f"--tokenizer {tokenizer}: {path} was trained on the ids of {named}; leave --tokenizer out")
     name = named or tokenizer
     if not name:
-        raise UserError(f"{path} does not say what its ids mean; give --tokenizer {' or --tokenizer '.join(TOKENIZERS)}")
+        raise UserError(
+            f"{path} does not say what its ids mean; give --tokenizer {' or --tokenizer '.join(TOKENIZERS)}"
+        )
     if name not in TOKENIZERS:
         raise UserError(f"{path} was trained with the tokenizer {name!r}; there are {' and '.join(TOKENIZERS)}")
     encoding = load_tokenizer(name)

@@ -14,7 +14,10 @@ NARROWEST_COLUMN = 16
 
 
 class StoryPrinter:
-    """Prints stories that are told at the same time one after another: the first as it comes, then the next from where it is."""
+    """Prints stories that are told at the same time, one after another.
+
+    The first is printed as it comes; when it ends, what there is of the next one, which then goes on as it comes.
+    """
 
     def __init__(
         self, prompts: list[str], encoding: tiktoken.Encoding, write: Callable[[str], object], separator: str = "\n"

@@ -26,7 +26,7 @@ def stream_tokens(
     sampling: Sampling = GREEDY,
     seeds: list[int] | None = None,
 ) -> Iterator[tuple[int, int | None]]:
-    """Continues all prompts at the same time: yields (number of the prompt, token) for each token, (number, None) at its end.
+    """Continues all prompts at the same time: yields (number of the prompt, token), and (number, None) at its end.
 
     A continuation ends before `end_of_text`, after `n_tokens`, or where the model has no position left: a window
     that slides over longer texts would move every position, and with it everything that the cache holds.
@@ -65,7 +65,9 @@ def stream_tokens(
             return
         if len(rows) < len(tokens):
             cache.keep_rows(rows)
-            numbers, tokens, left, generators = ([each[r] for r in rows] for each in (numbers, tokens, left, generators))
+            numbers, tokens, left, generators = (
+                [each[r] for r in rows] for each in (numbers, tokens, left, generators)
+            )
         hidden_BTD, _ = model.hidden(torch.tensor(tokens, device=model.device).unsqueeze(1), cache)
         last_BD = hidden_BTD[:, -1]
 

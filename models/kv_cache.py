@@ -17,7 +17,7 @@ from config import ModelConfig
 
 
 class KVCache:
-    """Keys and values of every layer; `lengths` says how many tokens each row holds. `Transformer.new_cache` makes one."""
+    """Keys and values of every layer, made by `Transformer.new_cache`; `lengths` says how many tokens each row holds."""
 
     def __init__(self, config: ModelConfig, batch_size: int, rope: tuple[Tensor, Tensor]):
         """`rope`: tables (C, features turned), of the cache's device and dtype."""
@@ -41,7 +41,7 @@ class KVCache:
         self.position_BT = start_B1 + torch.arange(n_tokens, device=device)
         self.row_B1 = torch.arange(len(self.lengths), device=device).unsqueeze(1)
         self.n_used = longest
-        # The library has faster ways for the two usual cases: the first tokens of all, and one more for rows of one length.
+        # Two usual cases need no mask: the first tokens of all, and one more token for rows of one length.
         self.is_first = not any(self.lengths)
         self.mask_B1TS = None
         if not self.is_first and (n_tokens > 1 or len(set(self.lengths)) > 1):

@@ -19,7 +19,7 @@ COLDEST = 1e-6
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: first the temperature, then the `top_k` likeliest, then the fewest of these that have `top_p`.
+    """How tokens are drawn: with which temperature, among the `top_k` likeliest, of these the fewest that have `top_p`.
 
     `temperature` 0 takes the likeliest token every time; `top_k` 0 and `top_p` 1 leave all tokens in.
 
