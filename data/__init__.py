@@ -5,6 +5,7 @@ cleaning         mojibake and empty stories
 tokenizer        text to token ids
 token_cache      tokenised once, memory-mapped, verified
 batches          which tokens step number n sees
+held_out         all tokens of a text that a model is measured on
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ def _story_data(
         "valid": asdict(tokens.valid_counts),
         "overlap": tokens.overlap,
     }
-    bytes_per_token = _bytes_per_token(valid, encoding, end_of_text)
+    bytes_per_token = mean_bytes_per_token(valid, encoding, end_of_text)
     data = StoryData(
         train, valid, encoding, end_of_text, bytes_per_token, summary, config, SHARD_WINDOWS if need else None
     )
@@ -232,9 +233,10 @@ def _story_data(
     return data
 
 
-def _bytes_per_token(valid: np.ndarray, encoding: tiktoken.Encoding, end_of_text: int) -> float:
+def mean_bytes_per_token(tokens: np.ndarray, encoding: tiktoken.Encoding, end_of_text: int) -> float:
+    """UTF-8 bytes a token, where end-of-text counts as a token of no bytes."""
     n_bytes_of_token = np.array([len(encoding.decode_single_token_bytes(t)) for t in range(encoding.n_vocab)])
     n_bytes_of_token[end_of_text] = 0
     chunk = 1 << 20
-    n_bytes = sum(int(n_bytes_of_token[valid[start : start + chunk]].sum()) for start in range(0, len(valid), chunk))
-    return n_bytes / len(valid)
+    n_bytes = sum(int(n_bytes_of_token[tokens[start : start + chunk]].sum()) for start in range(0, len(tokens), chunk))
+    return n_bytes / len(tokens)

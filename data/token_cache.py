@@ -257,7 +257,7 @@ def _tokenise(
         for pass_split, open_stories in passes:
             pass_counts = writers[pass_split].counts
             pass_counts.complete = True
-            for story, repaired, ids in _cleaned_and_encoded(open_stories(), encoding):
+            for story, repaired, ids in cleaned_and_encoded(open_stories(), encoding):
                 progress.update()
                 pass_counts.repaired += repaired
                 if not story:
@@ -280,7 +280,7 @@ def _tokenise(
     return counts, len(overlap_hashes)
 
 
-def _cleaned_and_encoded(stories: Iterable[str], encoding: tiktoken.Encoding) -> Iterator[tuple[str, bool, list[int]]]:
+def cleaned_and_encoded(stories: Iterable[str], encoding: tiktoken.Encoding) -> Iterator[tuple[str, bool, list[int]]]:
     """(cleaned story, whether it was repaired, its ids), encoded in threads chunk by chunk."""
     chunk: list[tuple[str, bool]] = []
     n_characters = 0

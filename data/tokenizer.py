@@ -101,7 +101,7 @@ def _advice(what: str) -> str:
     names = " and ".join(hashlib.sha1(url.encode()).hexdigest() for url in GPT2_FILES)
     return (
         f"the gpt2 tokenizer {what}; connect once to download it, or set TIKTOKEN_CACHE_DIR to a folder "
-        f"that holds tiktoken's files {names}, or use --tokenizer builtin"
+        f"that holds tiktoken's files {names}, or train with --tokenizer builtin"
     )
 
 

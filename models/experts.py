@@ -67,10 +67,14 @@ class Run(NamedTuple):
 
 
 def runs_of(slots: Slots, is_grouped: bool) -> list[Run]:
+    """Without experts that no row goes to: for a single token all others' weights would be cast for nothing."""
     if is_grouped:
         return [Run(slice(None), slice(None), slots.ends_E.to(torch.int32))]
     ends = slots.ends_E.tolist()
-    return [Run(slice(*rows), expert, None) for expert, rows in enumerate(zip([0, *ends], ends))]
+    starts = [0, *ends]
+    return [
+        Run(slice(start, end), expert, None) for expert, (start, end) in enumerate(zip(starts, ends)) if start < end
+    ]
 
 
 def apply_experts(
@@ -123,6 +127,11 @@ class Experts(torch.autograd.Function):
         dw_up, db_up, dw_down, db_down = (
             torch.empty_like(weight) if is_wanted else None for weight, is_wanted in wanted
         )
+        if not grouped_mm_serves(x_ND, w_up):
+            idle = sorted(set(range(len(w_up))) - {run.expert for run in ctx.runs})
+            for gradient in (dw_up, db_up, dw_down, db_down):
+                if gradient is not None:
+                    gradient[idle] = 0
         for i, run in enumerate(ctx.runs):
             token_R = slots.token_R[run.rows]
             x_RD = x_ND.index_select(0, token_R)

@@ -23,13 +23,16 @@ R features of a head that RoPE turns.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import ModelConfig
+from models.kv_cache import KVCache
 from models.moe import MoE, Routing
 
 INIT_STD = 0.02
@@ -77,6 +80,11 @@ def apply_rope(x_BHTK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     return x_BHTK * cos_TR + torch.cat((-second, first), dim=-1) * sin_TR
 
 
+def causal_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    """Every token sees itself and what comes before it, (B, H, T, K)."""
+    return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention; (B, T, D) → (B, T, D)."""
 
@@ -87,11 +95,11 @@ class Attention(nn.Module):
         self.qkv = Linear(config.d_model, 3 * config.d_model)
         self.out = Linear(config.d_model, config.d_model)
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], attend: Callable = causal_attention) -> Tensor:
         B, T, D = x_BTD.shape
         q_BHTK, k_BHTK, v_BHTK = self.split_heads(self.qkv(x_BTD))
         q_BHTK, k_BHTK = apply_rope(q_BHTK, *rope), apply_rope(k_BHTK, *rope)
-        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
+        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK)
         return self.out(y_BHTK.transpose(1, 2).reshape(B, T, D))
 
     def split_heads(self, qkv_BTF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,9 +134,11 @@ class Block(nn.Module):
         self.mlp_norm = LayerNorm(config.d_model, eps=config.norm_eps)
         self.mlp = MoE(config) if config.is_moe else MLP(config)
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Routing | None]:
+    def forward(
+        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], attend: Callable = causal_attention
+    ) -> tuple[Tensor, Routing | None]:
         block_input_BTD = x_BTD
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, attend)
         routing = None
         y_BTD = self.mlp(self.mlp_norm(block_input_BTD if self.is_parallel else x_BTD))
         if isinstance(self.mlp, MoE):
@@ -163,25 +173,40 @@ class Transformer(nn.Module):
         hidden_BTD, _ = self.hidden(tokens_BT)
         return self.unembed(hidden_BTD)
 
-    def hidden(self, tokens_BT: Tensor) -> tuple[Tensor, list[Routing]]:
+    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> tuple[Tensor, list[Routing]]:
         """The normalised last residual (B, T, D), and the routing of each MoE layer.
 
+        With a `cache` the tokens go on where its rows end, and are added to it.
+
         Raises:
-            ValueError: more positions than `context_length`.
+            ValueError: more positions than `context_length`, or than the cache has room for.
         """
-        T = tokens_BT.shape[1]
-        if T > self.config.context_length:
-            raise ValueError(f"{T} tokens, but the context length is {self.config.context_length}")
         x_BTD = self.embedding(tokens_BT)
-        rope = rope_tables(
-            T, self.config.rotary_dim, self.config.rope_base, x_BTD.device, self.compute_dtype or x_BTD.dtype
-        )
+        rope = self.rope(tokens_BT.shape[1]) if cache is None else cache.extend(tokens_BT.shape[1])
         routings = []
-        for block in self.blocks:
-            x_BTD, routing = block(x_BTD, rope)
+        for layer, block in enumerate(self.blocks):
+            attend = causal_attention if cache is None else partial(cache.attend, layer)
+            x_BTD, routing = block(x_BTD, rope, attend)
             if routing is not None:
                 routings.append(routing)
         return self.final_norm(x_BTD), routings
+
+    def rope(self, n_positions: int) -> tuple[Tensor, Tensor]:
+        """Tables of the first positions. Raises ValueError where they are more than `context_length`."""
+        if n_positions > self.config.context_length:
+            raise ValueError(f"{n_positions} tokens, but the context length is {self.config.context_length}")
+        weight = self.embedding.weight
+        return rope_tables(
+            n_positions,
+            self.config.rotary_dim,
+            self.config.rope_base,
+            weight.device,
+            self.compute_dtype or weight.dtype,
+        )
+
+    def new_cache(self, batch_size: int, n_positions: int) -> KVCache:
+        """An empty cache for so many positions of each row, in the present compute dtype; for use under `no_grad`."""
+        return KVCache(self.config, batch_size, self.rope(n_positions))
 
     def unembed(self, hidden_D: Tensor) -> Tensor:
         """Logits (…, V) of normalised residuals (…, D)."""

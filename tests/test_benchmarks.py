@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("transformers")
 
 from benchmarks import (
+    generate,
     gpu,
     measuring,
     memory,
@@ -234,6 +235,20 @@ def test_stories_are_never_told_twice():
     assert len(set(told)) == len(told)
 
 
+def test_generate_compares_both_ways_to_the_same_token(tmp_path):
+    figures = figures_of(generate.main, tmp_path / "f.json", "--preset tiny --tokens 24 --story")
+    assert [row["model"] for row in figures["rows"]] == ["dense", "MoE", "large MoE"]
+    for row in figures["rows"]:
+        assert row["ratio"] == pytest.approx(row["cached tokens/s"] / row["recomputed tokens/s"])
+        assert row["story, ratio"] == pytest.approx(row["story, cached tokens/s"] / row["story, recomputed tokens/s"])
+
+
+def test_generate_refuses_a_cache_that_finds_another_token(monkeypatch, capsys):
+    monkeypatch.setattr(generate, "recomputed", lambda *_: [-2])
+    assert generate.main(["--preset", "tiny", "--tokens", "24"]) == 2
+    assert "the cache finds another token" in capsys.readouterr().err
+
+
 def allocate(n_bytes: int) -> int:
     before = measuring.peak_bytes(CPU)
     torch.ones(n_bytes, dtype=torch.uint8)
@@ -304,6 +319,8 @@ def test_only_warnings_of_synchronisation_count():
         (step_time.main, "--preset huge", "invalid choice"),
         (memory.main, "--phases 1,5", "there are phases 1, 2 and 3"),
         (memory.main, "--steps 0", "argument --steps"),
+        (generate.main, "--phases 4", "there are phases 1, 2 and 3"),
+        (generate.main, "--tokens 4", "must be more than the prompt's 4"),
         (scaling.main, "--data no/such/stories.txt", "no/such/stories.txt"),
         (gpu.main, "--device cpu --sections card,nope", "unknown section 'nope'"),
         (moe_layer.main, "--json no/such/folder/f.json", "cannot write no/such/folder/f.json"),

@@ -14,7 +14,7 @@ from models import transformer as transformer_module
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training import device as device_module
 from training import plan as plan_module
-from training.evaluate import bits_per_byte, greedy_continuation, heldout_loss
+from training.evaluate import bits_per_byte, heldout_loss
 from training.history import History, read_history
 from training.optimizer import build_optimizers, moment_bytes, read_state
 from training.plan import activation_bytes, is_out_of_memory, make_plan, require_memory
@@ -90,16 +90,6 @@ def test_heldout_loss_is_exact_whatever_the_training_precision():
     model.compute_dtype = torch.bfloat16
     assert heldout_loss(model, batches) == expected
     assert bits_per_byte(math.log(2) * 8, 4.0) == 2.0
-
-
-def test_greedy_continuation_takes_the_likeliest_token_and_ends_with_the_story():
-    model = lively_dense_model(SMALL)
-    ids = greedy_continuation(model, [1, 2, 3], 20, end_of_text=-1)
-    assert len(ids) == 20
-    with torch.no_grad():
-        assert ids[4] == model(torch.tensor([[1, 2, 3, *ids[:4]]]))[0, -1].argmax().item()
-        assert ids[19] == model(torch.tensor([([1, 2, 3] + ids)[6:22]]))[0, -1].argmax().item()
-    assert greedy_continuation(model, [1, 2, 3], 20, end_of_text=ids[2]) == ids[: ids.index(ids[2])]
 
 
 def test_device_check_finds_nothing_on_this_cpu():

@@ -1,4 +1,4 @@
-"""Held-out loss and stories: what a model is worth, measured the same way in every phase."""
+"""Held-out loss: what a model is worth, measured the same way in every phase."""
 
 from __future__ import annotations
 
@@ -25,21 +25,3 @@ def heldout_loss(model: Transformer, batches: list[Tensor]) -> float:
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     """Nats a token as bits a byte of text, which compares across vocabularies."""
     return loss / math.log(2) / bytes_per_token
-
-
-@torch.no_grad()
-def greedy_continuation(model: Transformer, prompt_ids: list[int], n_tokens: int, end_of_text: int) -> list[int]:
-    """The likeliest next token, `n_tokens` times or until the story ends; without the prompt.
-
-    It computes in the weights' precision, so that a model and its grown self tell the same story.
-    """
-    ids = list(prompt_ids)
-    with exact_arithmetic(model):
-        for _ in range(n_tokens):
-            window = torch.tensor([ids[-model.config.context_length :]], device=model.device)
-            hidden_BTD, _ = model.hidden(window)
-            next_id = model.unembed(hidden_BTD[0, -1]).argmax().item()
-            if next_id == end_of_text:
-                break
-            ids.append(next_id)
-    return ids[len(prompt_ids) :]

@@ -11,9 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import UserError
-from models import Transformer
+from models import Transformer, exact_arithmetic
+from models.generation import continuations
 from training.bad_steps import is_sound, require_sound_steps
-from training.evaluate import bits_per_byte, greedy_continuation, heldout_loss
+from training.evaluate import bits_per_byte, heldout_loss
 from training.grow_when import Trial
 from training.run import Run
 from training.step import LayerFigures
@@ -117,9 +118,13 @@ def record_trial(run: Run, phase: int, step: int, trial: Trial) -> None:
 
 
 def continuation(run: Run, model: Transformer) -> list[int]:
-    """Token ids with which the model greedily continues the fixed prompt."""
-    prompt_ids = run.data.tokenizer.encode_ordinary(SAMPLE_PROMPT)
-    return greedy_continuation(model, prompt_ids, run.config.sample_tokens, run.data.end_of_text)
+    """Token ids with which the model greedily continues the fixed prompt, as far as its context has room.
+
+    It computes in the weights' precision, so that a model and its grown self tell the same story.
+    """
+    prompt_ids = run.data.tokenizer.encode_ordinary(SAMPLE_PROMPT)[-run.config.context_length :]
+    with exact_arithmetic(model):
+        return continuations(model, [prompt_ids], run.config.sample_tokens, run.data.end_of_text)[0]
 
 
 def tell_story(run: Run, phase: int, model: Transformer) -> None:

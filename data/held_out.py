@@ -1,0 +1,71 @@
+"""All tokens of a text that a model is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tiktoken
+from tqdm import tqdm
+
+from config import UserError
+from data.hub import HubUnavailable, TinyStoriesHub
+from data.sources import StorySource, builtin_source, file_source
+from data.token_cache import TOKEN_DTYPE, cleaned_and_encoded
+from data.tokenizer import END_OF_TEXT
+
+
+class HeldOut(NamedTuple):
+    """`tokens`: uint16 (n_tokens,), every story followed by one end-of-text. `is_whole`: the text has no more."""
+
+    description: str
+    tokens: np.ndarray
+    n_stories: int
+    is_whole: bool
+
+
+def read_held_out(data: str, encoding: tiktoken.Encoding, max_tokens: int | None = None) -> HeldOut:
+    """The held-out stories of "builtin" or "tinystories", or all that a file holds; cleaned as for training.
+
+    Nothing is cached: to tokenise a text takes less time than any model takes to read it.
+
+    Raises:
+        UserError: the text cannot be had, holds no stories, or is no UTF-8.
+    """
+    source, stories = _source_of(data)
+    end_of_text = encoding.encode_single_token(END_OF_TEXT)
+    blocks, n_tokens, n_stories, is_whole = [], 0, 0, True
+    try:
+        with tqdm(desc="tokenising", unit=" stories", disable=None, leave=False) as progress:
+            for story, _, ids in cleaned_and_encoded(stories(), encoding):
+                if max_tokens is not None and n_tokens >= max_tokens:
+                    is_whole = False
+                    break
+                progress.update()
+                if story:
+                    blocks.append(np.array([*ids, end_of_text], dtype=TOKEN_DTYPE))
+                    n_tokens += len(blocks[-1])
+                    n_stories += 1
+    except HubUnavailable as error:
+        raise UserError(
+            f"TinyStories could not be had ({error}); connect to the internet, or give --data PATH"
+        ) from error
+    if not blocks:
+        raise UserError(f"{source.description} holds no stories")
+    tokens = np.concatenate(blocks)[:max_tokens]
+    return HeldOut(source.description, tokens, n_stories, is_whole and len(tokens) == n_tokens)
+
+
+def _source_of(data: str) -> tuple[StorySource, Callable[[], Iterator[str]]]:
+    if data == "builtin":
+        source = builtin_source()
+        return source, source.valid
+    if data == "tinystories":
+        source = TinyStoriesHub().source()
+        return source, source.valid
+    if not data or not Path(data).expanduser().exists():
+        raise UserError(f"--data is {data!r}, which is neither builtin nor tinystories nor an existing file")
+    source = file_source(data, "")
+    return source, source.train

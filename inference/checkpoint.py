@@ -1,0 +1,73 @@
+"""A trained model with the tokenizer that its ids belong to."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import tiktoken
+import torch
+
+from config import TrainingConfig, UserError
+from data.tokenizer import load_tokenizer
+from models import Transformer, load_model
+from training.run import MODEL_NAMES
+
+TOKENIZERS = ("builtin", "gpt2")
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+class Trained(NamedTuple):
+    path: Path
+    model: Transformer
+    encoding: tiktoken.Encoding
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what to load, and where to."""
+    parser.add_argument(
+        "--tokenizer", choices=TOKENIZERS, help="what the model's ids mean, for a file that does not say it"
+    )
+    parser.add_argument(
+        "--device", choices=DEVICES, default="auto", help="auto takes cuda, then mps, then cpu (default: auto)"
+    )
+
+
+def latest_checkpoint(folder: Path = Path(TrainingConfig.checkpoint_dir)) -> Path:
+    """The model of the last phase that has one. Raises UserError where there is none."""
+    for phase in sorted(MODEL_NAMES, reverse=True):
+        if (folder / MODEL_NAMES[phase]).is_file():
+            return folder / MODEL_NAMES[phase]
+    raise UserError(
+        f"{folder}/ holds no trained model ({', '.join(MODEL_NAMES.values())}); "
+        f"train one with python train_tinystories.py, or name one with --checkpoint"
+    )
+
+
+def load_trained(path: Path, tokenizer: str | None, device: torch.device) -> Trained:
+    """Reads a model file and its tokenizer; the model is on the device, in the dtype in which it was saved.
+
+    Args:
+        tokenizer: what was given on the command line; needed only where the file names none.
+    Raises:
+        UserError: the file cannot be used, or its tokenizer is unknown, not at hand or of another vocabulary.
+    """
+    model = load_model(path)
+    named = model.config.tokenizer
+    if named and tokenizer not in (None, named):
+        raise UserError(f"--tokenizer {tokenizer}: {path} was trained on the ids of {named}; leave --tokenizer out")
+    name = named or tokenizer
+    if not name:
+        raise UserError(
+            f"{path} does not say what its ids mean; give --tokenizer {' or --tokenizer '.join(TOKENIZERS)}"
+        )
+    if name not in TOKENIZERS:
+        raise UserError(f"{path} was trained with the tokenizer {name!r}; there are {' and '.join(TOKENIZERS)}")
+    encoding = load_tokenizer(name)
+    if encoding.n_vocab != model.config.vocab_size:
+        raise UserError(
+            f"{path} has a vocabulary of {model.config.vocab_size:,} ids, but the tokenizer {name} has "
+            f"{encoding.n_vocab:,}; give the tokenizer that it was trained with"
+        )
+    return Trained(path, model.to(device), encoding)
