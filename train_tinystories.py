@@ -21,11 +21,12 @@ from config import UserError
 from training.allocator import hand_out_large_blocks
 from training.boundary import GrowthCheckFailed, cross_boundary
 from training.cli import RunComplete, parse_config
+from training.console import boundary_summary
 from training.loop import train_phase
 from training.plan import is_out_of_memory, make_plan
 from training.plot import plot_curves
-from training.report import boundary_summary
-from training.run import PICTURE_NAME
+from training.report.page import write_report
+from training.run import PICTURE_NAME, REPORT_NAME
 from training.start import start_run
 from training.stop import Stopped, StopSignals
 from training.ways_out import how_to_go_on, out_of_memory_advice
@@ -65,8 +66,9 @@ def train(run) -> None:
     )
     print(boundary_summary(run.losses, run.data.bytes_per_token))
     plot_curves(run.history.path, run.folder / PICTURE_NAME)
+    write_report(run.folder)
     run.forget_state()
-    print(f"\nDone in {run.seconds:.0f} s. Models, history and {PICTURE_NAME} are in {run.folder}/")
+    print(f"\nDone in {run.seconds:.0f} s. Models, history, {PICTURE_NAME} and {REPORT_NAME} are in {run.folder}/")
 
 
 def main(arguments: list[str] | None = None) -> int:

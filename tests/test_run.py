@@ -67,6 +67,7 @@ def test_it_leaves_three_models_a_history_and_a_picture(finished):
         *MODEL_NAMES.values(),
         "training_history.jsonl",
         "training_curves.png",
+        "report.html",
         ".run.lock",
     }
     widths = [load_model(folder / name).config.d_model for name in MODEL_NAMES.values()]

@@ -4,12 +4,12 @@ Every row has `event`, `time` (seconds since 1970) and, last, `crc`: the CRC-32 
 chained through the rows above. A changed, missing or doubled line is found at once. By event:
 
 run           versions, git commit, device, threads, precision, config, data, parameters of the three phases
-resumed       phase, step, changes: what a resumed run does otherwise than its `run` row says; no row without
-              changes, since such a run is the one that was never stopped
+resumed       phase, step, changes: what a resumed run does otherwise than its `run` row says, and parameters as there;
+              no row without changes, since such a run is the one that was never stopped
 step          phase, step (in the phase), loss (training batch, nats a token), lr, grad_norm,
-              tokens (seen in the whole run), seconds (since the phase began); every `log_every`
-              steps of an MoE also balance_loss, z_loss and expert_shares (one list per layer); `skipped` (true)
-              where the step was not taken
+              tokens (seen in the whole run), flops (counted, of the whole run, trials included), seconds (since the
+              phase began); every `log_every` steps also memory_bytes (training.device.used_bytes), and of an MoE
+              balance_loss, z_loss and expert_shares (one list per layer); `skipped` (true) where the step was not taken
 eval          phase, step, tokens, loss (held-out, nats a token), bits_per_byte
 boundary      from_phase, to_phase, loss_before, loss_after, jump (same held-out batches, fp32),
               bits_per_byte, same_story (null where sample_tokens is 0), tokens
@@ -37,8 +37,8 @@ from pathlib import Path
 from config import UserError
 
 SEAL = re.compile(rb', "crc": "([0-9a-f]{8})"}\n$')
-# Fields that tell when something happened and not what: two equal runs differ in them alone.
-WALL_CLOCK = ("time", "seconds")
+# Fields that tell when something happened, or on what a machine, and not what: two equal runs differ in them alone.
+WALL_CLOCK = ("time", "seconds", "memory_bytes")
 
 
 class History:

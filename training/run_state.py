@@ -18,7 +18,7 @@ from durable_files import DamagedFile, read_tensors, reason, write_tensors
 from transfer.optimizer_growth import State
 
 STATE_NAME = "run_state.pt"
-FORMAT = "bilateral-growth-run/1"
+FORMAT = "bilateral-growth-run/2"
 
 
 @dataclass

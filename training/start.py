@@ -24,7 +24,7 @@ from training.flops import step_flops
 from training.history import History, require_history
 from training.plan import Plan, make_plan, require_memory
 from training.resume import changed_settings, entry_model, on_device
-from training.run import HISTORY_NAME, MODEL_NAMES, PICTURE_NAME, Run
+from training.run import HISTORY_NAME, MODEL_NAMES, PICTURE_NAME, REPORT_NAME, Run
 from training.run_state import STATE_NAME, RunState, read_run_state, write_run_state
 from training.saver import Saver
 from training.stop import StopSignals
@@ -69,7 +69,7 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
         # Only now, when nothing else can be refused, does an earlier run make room for this one.
         for earlier in earlier_run:
             earlier.unlink()
-        remove_leftovers(folder, (STATE_NAME, PICTURE_NAME, *MODEL_NAMES.values()))
+        remove_leftovers(folder, (STATE_NAME, PICTURE_NAME, REPORT_NAME, *MODEL_NAMES.values()))
         if not saved:
             # Before the history: from its first row on, the run can be resumed.
             write_run_state(new, folder)
@@ -111,7 +111,7 @@ def beginning(config: TrainingConfig, plan: Plan, stories: dict, facts: dict) ->
 
 def record_start(run: Run, new: RunState, changes: dict[str, list]) -> None:
     """Writes the `run` row; or says from where a run goes on, and writes what is otherwise than before, if anything."""
-    at = run.saved
+    at, parameters = run.saved, [dataclasses.asdict(count) for count in run.plan.counts]
     if run.config.resume:
         where = f"after phase {at.phase}" if at.is_complete else f"in phase {at.phase}, step {at.step}"
         print(f"Going on with the run in {run.folder} {where}")
@@ -123,14 +123,14 @@ def record_start(run: Run, new: RunState, changes: dict[str, list]) -> None:
             data=run.data.summary,
             fingerprint={split: run.stories[split]["checksums"][-1] for split in ("train", "valid")},
             bytes_per_token=run.data.bytes_per_token,
-            parameters=[dataclasses.asdict(count) for count in run.plan.counts],
+            parameters=parameters,
         )
         return
     changes |= {name: [at.facts.get(name), value] for name, value in new.facts.items() if at.facts.get(name) != value}
     if changes:
         said = ", ".join(f"{name} {before} → {now}" for name, (before, now) in changes.items())
         print(f"Otherwise than before: {said}. The run is no longer, bit for bit, the one that was never stopped")
-        run.history.write("resumed", phase=at.phase, step=at.step, changes=changes)
+        run.history.write("resumed", phase=at.phase, step=at.step, changes=changes, parameters=parameters)
 
 
 def facts(device: torch.device, plan: Plan) -> dict:
@@ -186,7 +186,8 @@ def find_earlier_run(folder: Path, config: TrainingConfig) -> list[Path]:
     Raises:
         UserError: there are some and `overwrite` is not set.
     """
-    names = (STATE_NAME, HISTORY_NAME, *(MODEL_NAMES[p] for p in (1, 2, 3) if p >= config.start_phase), PICTURE_NAME)
+    models = (MODEL_NAMES[p] for p in (1, 2, 3) if p >= config.start_phase)
+    names = (STATE_NAME, HISTORY_NAME, *models, PICTURE_NAME, REPORT_NAME)
     taken = [folder / name for name in names if (folder / name).exists()]
     if taken and not config.overwrite:
         raise UserError(
