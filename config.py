@@ -302,6 +302,10 @@ class TrainingConfig:
     sample_tokens: int = setting(
         48, REPORTING, "length of the story printed after each phase, in tokens; 0 prints none"
     )
+    tensorboard: bool = setting(
+        False, REPORTING, "write event files to checkpoint_dir/tensorboard as well (pip install tensorboard)"
+    )
+    wandb: bool = setting(False, REPORTING, "send the history to Weights & Biases as well (pip install wandb)")
 
     def validate(self) -> None:
         """Raises UserError naming every field that cannot work."""

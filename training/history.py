@@ -32,6 +32,7 @@ import os
 import re
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from config import UserError
@@ -49,12 +50,13 @@ class History:
     Args:
         n_bytes, crc: how far the file had come when a state was saved, see `require_history`. What follows
             is cut off; 0 begins anew.
+        tell: called with each row that has been written.
     Raises:
         UserError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, n_bytes: int = 0, crc: int = 0):
-        self.path, self.n_bytes, self.crc = path, n_bytes, crc
+    def __init__(self, path: Path, n_bytes: int = 0, crc: int = 0, tell: Callable[[dict], None] | None = None):
+        self.path, self.n_bytes, self.crc, self.tell = path, n_bytes, crc, tell
         try:
             # Unbuffered: after an error nothing is left that a later flush would write.
             self._file = open(path, "ab", buffering=0)
@@ -65,7 +67,8 @@ class History:
     def write(self, event: str, **values) -> None:
         # JSON has no NaN and no infinity; a failed check may have measured one.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        text = json.dumps({"event": event, "time": round(time.time(), 3), **finite}).encode()
+        row = {"event": event, "time": round(time.time(), 3), **finite}
+        text = json.dumps(row).encode()
         crc = zlib.crc32(text, self.crc)
         line = text[:-1] + b', "crc": "%08x"}\n' % crc
         try:
@@ -77,6 +80,8 @@ class History:
                 f"cannot write {self.path}: {error.strerror}; free some space, then go on with --resume"
             ) from error
         self.n_bytes, self.crc = self.n_bytes + len(line), crc
+        if self.tell:
+            self.tell(row)
 
     def sync(self) -> None:
         """Returns when every row is on the disk."""

@@ -21,7 +21,8 @@ from data.fingerprint import fingerprint, require_same_stories
 from durable_files import remove_leftovers
 from training.device import choose_precision
 from training.flops import step_flops
-from training.history import History, require_history
+from training.history import History, require_history, verified_rows
+from training.live import Live, require_packages
 from training.plan import Plan, make_plan, require_memory
 from training.resume import changed_settings, entry_model, on_device
 from training.run import HISTORY_NAME, MODEL_NAMES, PICTURE_NAME, REPORT_NAME, Run
@@ -43,6 +44,7 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
     """
     started = time.perf_counter()
     folder = Path(config.checkpoint_dir)
+    require_packages(config)
     require_writable(folder)
     with sole_run(folder):
         saved = read_run_state(folder) if config.resume else None
@@ -66,6 +68,8 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
         model = entry_model(at, path, plan.models[at.phase - 1], config.seed).to(device)
         moments = {name: on_device(values, device) for name, values in at.moments.items()}
         at.weights, at.moments = None, {}  # the model and the optimizers own them from here on
+        written = verified_rows(folder / HISTORY_NAME, at.history_bytes)[0] if at.history_bytes else []
+        live = Live(config, folder, written)
         # Only now, when nothing else can be refused, does an earlier run make room for this one.
         for earlier in earlier_run:
             earlier.unlink()
@@ -73,7 +77,7 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
         if not saved:
             # Before the history: from its first row on, the run can be resumed.
             write_run_state(new, folder)
-        history = History(folder / HISTORY_NAME, at.history_bytes, at.history_crc)
+        history = History(folder / HISTORY_NAME, at.history_bytes, at.history_crc, live.tell)
         run = Run(
             config, device, compute_dtype, data, heldout, plan, folder, history,
             steps_done=at.steps_done * at.config["batch_size"] // config.batch_size, flops_done=at.flops_done,
@@ -87,6 +91,7 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
             yield run
         finally:
             history.close()
+            live.close()
             run.saver.wait()
 
 

@@ -21,7 +21,10 @@ Point = tuple[float, float]
 
 @dataclass
 class Series:
-    """Points (x, y) in the axes' units; `style` names colour and kind of line in style.css."""
+    """Points (x, y) in the axes' units; `style` names colour and kind of line in style.css.
+
+    Of the points given it keeps those to draw: of many a choice, and none whose figure was no number.
+    """
 
     label: str
     points: list[Point]
@@ -30,9 +33,8 @@ class Series:
     is_joined: bool = False  # dots with a line through them
     is_faint: bool = False
 
-    @property
-    def sound(self) -> list[Point]:
-        return [(x, y) for x, y in self.points if is_number(x) and is_number(y)]
+    def __post_init__(self):
+        self.points = thinned([point for point in self.points if is_number(point[1])])
 
 
 @dataclass
@@ -70,19 +72,19 @@ class Chart:
     @property
     def legend(self) -> list[Series]:
         """One for each label."""
-        return list({series.label: series for series in self.series if series.label and series.sound}.values())
+        return list({series.label: series for series in self.series if series.label and series.points}.values())
 
     def place(self, x: float, y: float) -> Point:
         return self.x.share(x), 1 - self.y.share(y)
 
     def line(self, series: Series) -> str:
         """The path of a line."""
-        points = [self.place(*point) for point in thinned(series.sound)]
+        points = [self.place(*point) for point in series.points]
         return "M" + " ".join(f"{thousandths(x)} {thousandths(y)}" for x, y in points) if points else ""
 
     def dots(self, series: Series) -> str:
         """The path of lines of no length, whose round ends are the dots."""
-        points = [self.place(*point) for point in thinned(series.sound)]
+        points = [self.place(*point) for point in series.points]
         return "".join(f"M{thousandths(x)} {thousandths(y)}h0" for x, y in points)
 
 

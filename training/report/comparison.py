@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from training.compare import given_differences
 from training.report.numbers import NONE, duration, exponent, figure, is_number, millions, si
-from training.report.overview import status, total_seconds
+from training.report.overview import status, total_flops, total_seconds
 from training.report.record import Record
 
 
@@ -39,7 +39,7 @@ def compare(record: Record, other: Record) -> Comparison:
     ends = [run.end(3) for run in runs]
     results.append(line("parameters at the end", *(run.current.total for run in runs), millions))
     results.append(line("tokens", *(end["tokens"] for end in ends), si))
-    results.append(line("compute, FLOP", *(end["flops"] for end in ends), si, ratio))
+    results.append(line("compute, FLOP", *map(total_flops, runs), si, ratio))
     results.append(line("time", *map(total_seconds, runs), duration, ratio))
     return Comparison(
         (record.folder.name, other.folder.name),

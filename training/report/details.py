@@ -6,7 +6,7 @@ import dataclasses
 import time
 
 from config import PRESETS, TrainingConfig
-from training.report.numbers import figure, is_number, percent
+from training.report.numbers import NONE, figure, is_number, percent
 from training.report.overview import geometry
 from training.report.record import Record
 
@@ -89,8 +89,9 @@ def settings(record: Record) -> list[tuple[str, list[tuple[str, str, bool]]]]:
 
 def machine(record: Record) -> list[tuple[str, str]]:
     run, data = record.run, record.run.get("data", {})
+    commit = str(run.get("commit", "")).removesuffix("-dirty") or NONE
     found = [("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(run["time"])))]
-    found += [(name, str(run[name])) for name in MACHINE if run.get(name)]
+    found += [(name, str(run[name]).replace(commit, commit[:12])) for name in MACHINE if run.get(name)]
     found += [("stories", str(data["source"]))] if "source" in data else []
     found += [("tokenizer", str(data["tokenizer"]))] if "tokenizer" in data else []
     for split, name in (("train", "training"), ("valid", "held-out")):

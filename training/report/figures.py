@@ -46,7 +46,7 @@ class XAxis:
 
 
 def all_places(record: Record) -> list[dict]:
-    return [record.place(row) for row in record.events("step")]
+    return [place for phase in record.phases for place in phase.places]
 
 
 def marks(record: Record, x: XAxis) -> list[Mark]:
@@ -71,21 +71,26 @@ def loss_charts(record: Record, other: Record | None = None) -> dict[str, Chart]
     """Loss over each of the axes that the history has."""
     charts = {}
     for key in TABS:
-        places = all_places(record) + (all_places(other) if other else [])
-        x = XAxis.of(key, places, most=7)
-        if x:
-            charts[key] = loss_chart(record, other, x)
+        # One that was counted in the first run alone is drawn without the second.
+        for beside in (other, None) if other else (None,):
+            x = XAxis.of(key, all_places(record) + (all_places(beside) if beside else []), most=7)
+            chart = x and loss_chart(record, beside, x)
+            if chart:
+                charts[key] = chart
+                break
     return charts
 
 
-def loss_chart(record: Record, other: Record | None, x: XAxis) -> Chart:
+def loss_chart(record: Record, other: Record | None, x: XAxis) -> Chart | None:
     series = []
     if other:
         series += loss_series(other, x, "other", f"held-out, {other.folder.name}")
     series += loss_series(record, x, "phase{}", "held-out, phase {}" + (f", {record.folder.name}" if other else ""))
-    values = [y for each in series for _, y in each.sound if y > 0]
+    values = [y for each in series for _, y in each.points]
+    if not values or min(values) <= 0:
+        return None
     training = [each for each in series if not each.is_dots]
-    heldout = [each for each in series if each.is_dots and each.sound]
+    heldout = [each for each in series if each.is_dots and each.points]
     notes = []
     if record.current.evals:
         last = record.current.evals[-1]
@@ -107,7 +112,7 @@ def loss_series(record: Record, x: XAxis, style: str, label: str) -> list[Series
     found = []
     for phase in record.phases:
         n = phase.number
-        line = [(x.at(record.place(row)), row["loss"]) for row in phase.steps]
+        line = [(x.at(place), row["loss"]) for row, place in zip(phase.steps, phase.places)]
         dots = [(x.at(record.place(row)), row["loss"]) for row in phase.evals]
         if line:
             dots = [
@@ -129,14 +134,14 @@ def close_ups(record: Record) -> dict[int, Chart]:
     for row in record.boundaries:
         at, series = record.end(row["from_phase"])["steps"], []
         for phase in record.phases[row["from_phase"] - 1 : row["to_phase"]]:
-            own = [(record.place(r)["steps"], r["loss"]) for r in phase.steps]
+            own = [(place["steps"], r["loss"]) for r, place in zip(phase.steps, phase.places)]
             dots = [(record.place(r)["steps"], r["loss"]) for r in phase.evals]
             dots += [(at, row["loss_after"])] if phase.number == row["to_phase"] else [(at, row["loss_before"])]
             style = f"phase{phase.number}"
             series.append(Series("", near(own, at), style, is_faint=True))
             series.append(Series(f"held-out, phase {phase.number}", sorted(near(dots, at)), style, True, True))
-        values = [y for each in series for _, y in each.sound]
-        x_values = [x for each in series for x, _ in each.sound]
+        values = [y for each in series for _, y in each.points]
+        x_values = [x for each in series for x, _ in each.points]
         if not values:
             continue
         charts[row["to_phase"]] = Chart(

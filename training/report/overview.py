@@ -83,7 +83,7 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
     """(label, figure, what belongs to it) of the first screen."""
     last = next((row for row in reversed(record.events("eval"))), None)
     places = record.end(3)
-    flops = (record.summary or {}).get("flops") or places["flops"]
+    flops = total_flops(record)
     found = []
     if last:
         label = "Final held-out loss" if record.summary else "Held-out loss so far"
@@ -98,6 +98,10 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
 def total_seconds(record: Record) -> float:
     """Of the whole run where it is complete, else of its training so far."""
     return (record.summary or {}).get("seconds") or record.end(3)["seconds"]
+
+
+def total_flops(record: Record) -> float | None:
+    return (record.summary or {}).get("flops") or record.end(3)["flops"]
 
 
 @dataclass

@@ -24,8 +24,12 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
     Raises:
         UserError: there is no history, it is damaged, or the page cannot be written.
     """
-    record = Record(folder)
-    page = render(record, Record(other) if other else None).encode()
+    try:
+        page = render(*(Record(each) for each in (folder, other) if each)).encode()
+    except UserError:
+        raise
+    except Exception as error:  # of rows that are other than this version writes them
+        raise UserError(f"{folder} cannot be shown ({type(error).__name__}: {error}); its history is whole") from error
     path = folder / REPORT_NAME
     try:
         with replacing(path) as file:

@@ -29,6 +29,7 @@ class Phase:
     active: int | None
     planned: int | None
     steps: list[dict]
+    places: list[dict]  # of its steps
     evals: list[dict]
     loss_before: float | None = None
     tokens: float | None = None
@@ -103,7 +104,8 @@ class Record:
         geometries = self.geometries()
         phase = Phase(
             number, PHASE_NAMES[number], geometries[number - 1] if geometries else None,
-            count.get("total"), count.get("active"), self.config.get(f"steps_phase{number}"), steps, evals,
+            count.get("total"), count.get("active"), self.config.get(f"steps_phase{number}"), steps,
+            [self._places[number, row["step"]] for row in steps], evals,
         )  # fmt: skip
         into = [row for row in self.boundaries if row["to_phase"] == number]
         phase.loss_before = into[-1]["loss_after"] if into else (evals[0]["loss"] if len(evals) > 1 else None)

@@ -39,7 +39,11 @@ def rows_chart(
     is_log: bool = False,
 ) -> Chart | None:  # fmt: skip
     points = {
-        phase.number: [(x.at(record.place(r)), r[key] / divisor) for r in phase.steps if is_number(r.get(key))]
+        phase.number: [
+            (x.at(place), row[key] / divisor)
+            for row, place in zip(phase.steps, phase.places)
+            if is_number(row.get(key))
+        ]
         for phase in record.phases
     }
     return phase_chart(record, x, title, hint, points, unit, low, is_log)
@@ -49,12 +53,12 @@ def throughput_chart(record: Record, x: XAxis) -> Chart | None:
     points = {}
     for phase in record.phases:
         every = max(record.config.get("log_every", 1), len(phase.steps) // STRETCHES, 1)
-        rows = phase.steps[::every]
+        rows, places = phase.steps[::every], phase.places[::every]
         points[phase.number] = [
-            (x.at(record.place(b)), (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"]))
-            for a, b in zip(rows, rows[1:]) if b["seconds"] > a["seconds"]
+            (x.at(place), (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"]))
+            for a, b, place in zip(rows, rows[1:], places[1:]) if b["seconds"] > a["seconds"]
         ]  # fmt: skip
-    return phase_chart(record, x, "Throughput", "measuring and saving included", points, "tokens a second")
+    return phase_chart(record, x, "Throughput", "with measuring", points, "tokens a second")
 
 
 def phase_chart(
@@ -62,14 +66,14 @@ def phase_chart(
     is_log: bool = False,
 ) -> Chart | None:  # fmt: skip
     """One line for each phase; None where there is nothing to draw."""
-    values = [y for line in points.values() for _, y in line]
     if is_log:
-        values = [y for y in values if y > 0]
         points = {phase: [(a, y) for a, y in line if y > 0] for phase, line in points.items()}
+    series = [Series("", line, f"phase{phase}") for phase, line in points.items() if line]
+    values = [y for each in series for _, y in each.points]
     if not values:
         return None
-    y = axes.logarithmic("", values) if is_log else axes.linear("", values, low=min(low, *values))
-    series = [Series("", line, f"phase{phase}") for phase, line in points.items() if line]
+    room = axes.ROOM_FOR_NAMES
+    y = axes.logarithmic("", values, room) if is_log else axes.linear("", values, low=min(low, *values), above=room)
     ranges = {phase: [pick(y for _, y in line) for pick in (min, max)] for phase, line in points.items() if line}
     said = "; ".join(f"phase {phase}: {figure(low)} to {figure(high)}" for phase, (low, high) in ranges.items())
     return Chart(
@@ -100,7 +104,7 @@ def liveness_charts(record: Record) -> list[Chart]:
             Series(texts[label], [(at, y) for at, y, p in line if p == phase], styles[label], True, True)
             for label, line in lines.items() for phase in sorted({p for *_, p in line})
         ]  # fmt: skip
-        values = [y for each in series for _, y in each.sound]
+        values = [y for each in series for _, y in each.points]
         if not values:
             return None
         y = axes.linear("", values, low=min(0.0, *values))
@@ -109,7 +113,7 @@ def liveness_charts(record: Record) -> list[Chart]:
     charts = [
         chart("Cosine between clones", "1: still equal; it falls as they part",
               lambda row: {c["kind"]: c["average"] for c in row.get("clone_cosines") or []}),
-        chart("Effective rank", "share of the directions a matrix could use",
+        chart("Effective rank", "share of directions in use",
               lambda row: row.get("effective_rank") or {}),
         chart("Rank of new blocks", "0: still an identity", lambda row: row.get("identity_effective_rank") or {}),
         chart("Evenness of experts", "entropy of the shares; 1 is even",
