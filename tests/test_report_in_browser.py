@@ -25,7 +25,8 @@ LOOK = """() => {
     {willReadFrequently: true});
   const rgba = colour => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data]; };
-  const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => [r, g, b].map(v => linear(v / 255))
     .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
   const behind = element => { for (; element; element = element.parentElement) {
     const colour = rgba(getComputedStyle(element).backgroundColor); if (colour[3] > 250) return colour; }
@@ -33,9 +34,11 @@ LOOK = """() => {
   const contrast = element => { const [a, b] = [light(rgba(getComputedStyle(element).color)), light(behind(element))];
     return (Math.max(a, b) + .05) / (Math.min(a, b) + .05); };
   const overlap = (a, b) => { const [p, q] = [a, b].map(e => e.getBoundingClientRect());
-    return Math.min(p.right, q.right) - Math.max(p.left, q.left) > 1 && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 1; };
-  const crowded = [...document.querySelectorAll('.x, .y')].flatMap(axis => { const ticks = [...axis.children].filter(shown);
-    return ticks.flatMap((a, i) => ticks.slice(i + 1).filter(b => overlap(a, b)).map(b => name(a) + ' | ' + name(b))); });
+    const shared = (from, to) => Math.min(p[to], q[to]) - Math.max(p[from], q[from]);
+    return shared('left', 'right') > 1 && shared('top', 'bottom') > 1; };
+  const crowded = [...document.querySelectorAll('.x, .y')].flatMap(axis => {
+    const ticks = [...axis.children].filter(shown);
+    return ticks.flatMap((a, i) => ticks.slice(i + 1).filter(b => overlap(a, b)).map(b => name(a) + name(b))); });
   return {
     page: document.documentElement.scrollWidth > innerWidth ? [document.documentElement.scrollWidth] : [],
     outside: all.filter(e => !e.closest('.scroll') && !e.closest('svg'))
@@ -128,7 +131,8 @@ def test_a_plot_has_its_lines_where_its_axes_say(browser, report):
     place = page.evaluate("""() => { const panel = document.querySelector('.panel.steps');
       const [dots, area] = [[...panel.querySelectorAll('.dots.phase3')].at(-1), panel.querySelector('.area')];
       const [box, all] = [dots.getBoundingClientRect(), area.getBoundingClientRect()];
-      const four = [...panel.querySelectorAll('.y span')].find(tick => tick.textContent === '4').getBoundingClientRect();
+      const ticks = [...panel.querySelectorAll('.y span')];
+      const four = ticks.find(tick => tick.textContent === '4').getBoundingClientRect();
       return {right: (box.right - all.left) / all.width, bottom: box.bottom, four: four.top + four.height / 2,
               top: all.top, end: all.bottom}; }""")
     assert place["right"] == pytest.approx(1, abs=0.02)

@@ -124,24 +124,25 @@ class TensorBoard:
 
 
 class Wandb:
-    """One run in the project `WANDB_PROJECT`; a resumed run goes on with its own."""
+    """One run in the project `WANDB_PROJECT`; a resumed one goes on with it, and tells again what it trains again."""
 
     def __init__(self, config: TrainingConfig, folder: Path, n_steps: int):
         import wandb
 
         path = folder / WANDB_ID
-        if not (config.resume and path.exists()):
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
+        is_known = config.resume and path.exists()
+        run_id = path.read_text(encoding="utf-8").strip() if is_known else uuid.uuid4().hex[:16]
         try:
             self.run = wandb.init(
                 project=WANDB_PROJECT, name=folder.name, dir=str(folder), config=dataclasses.asdict(config),
-                id=path.read_text(encoding="utf-8").strip(), resume="allow",
+                id=run_id, resume="allow",
             )  # fmt: skip
         except Exception as error:  # its own errors, and those of the network
             raise UserError(
-                f"--wandb could not begin: {reason(error)}; log in by `wandb login`, or set WANDB_MODE=offline"
+                f"--wandb could not begin: {reason(error).rstrip('.')}; WANDB_MODE=offline needs no account, no network"
             ) from error
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(run_id, encoding="utf-8")
         # An axis of its own: rows of a later step may come before those of an earlier one.
         self.run.define_metric("*", step_metric="at_step")
 

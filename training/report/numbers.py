@@ -45,12 +45,12 @@ def duration(seconds: float) -> str:
 
 
 def exponent(value: float) -> str:
-    """1.2 × 10⁻⁷, which reads better than 1.2e-07."""
+    """1.2 × 10⁻⁷, which reads better than 1.2e-07; in one line."""
     if not value or not is_number(value):
         return "0" if value == 0 else "not finite"
     mantissa, power = f"{value:.1e}".split("e")
     superscript = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{mantissa.replace('-', '−')} × 10{superscript}"
+    return f"{mantissa.replace('-', '−')}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10{superscript}"
 
 
 def loss(value: float | None) -> str:

@@ -38,7 +38,7 @@ def verdict(record: Record) -> Verdict:
         if all(told):
             detail += "; the same story, token for token"
     if record.failures:
-        kind, text = "bad", f"Growth changed the model: {', '.join(record.failures)}"
+        kind, text = "bad", f"Growth failed: {', '.join(record.failures)}"
     elif n_boundaries:
         kind, text = "good", "Growth kept the function" + ("" if n_boundaries == 2 else " so far")
     else:
@@ -114,6 +114,7 @@ class Square:
     active_side: float
     total: str
     active: str
+    is_reached: bool
 
 
 def squares(record: Record) -> list[Square]:
@@ -123,7 +124,7 @@ def squares(record: Record) -> list[Square]:
         Square(
             phase.number, NAMES[phase.number],
             100 * math.sqrt(phase.total / largest), 100 * math.sqrt(phase.active / phase.total),
-            millions(phase.total), millions(phase.active),
+            millions(phase.total), millions(phase.active), bool(phase.steps or phase.evals),
         )
         for phase in phases
     ]  # fmt: skip
