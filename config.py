@@ -429,6 +429,10 @@ class TrainingConfig:
         "length of the story printed after each phase, in tokens; 0 prints none",
         usual="0 to 200",
     )
+    tensorboard: bool = setting(
+        False, REPORTING, "write event files to checkpoint_dir/tensorboard as well (pip install tensorboard)"
+    )
+    wandb: bool = setting(False, REPORTING, "send the history to Weights & Biases as well (pip install wandb)")
 
     def validate(self) -> None:
         """Raises UserError naming every field that cannot work."""

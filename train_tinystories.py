@@ -24,11 +24,12 @@ from training import ranks
 from training.allocator import hand_out_large_blocks
 from training.boundary import GrowthCheckFailed, cross_boundary
 from training.cli import RunComplete, parse_config
+from training.console import boundary_summary
 from training.loop import train_phase
 from training.plan import is_out_of_memory, make_plan
 from training.plot import plot_curves
-from training.report import boundary_summary
-from training.run import PICTURE_NAME
+from training.report.page import write_report
+from training.run import PICTURE_NAME, REPORT_NAME
 from training.start import start_run
 from training.start_model import dense_of, start_geometry
 from training.stop import Stopped, StopSignals
@@ -69,11 +70,12 @@ def train(run) -> None:
     )
     print(boundary_summary(run.losses, run.data.bytes_per_token))
     ranks.first_alone(lambda: finish_files(run))
-    print(f"\nDone in {run.seconds:.0f} s. Models, history and {PICTURE_NAME} are in {run.folder}/")
+    print(f"\nDone in {run.seconds:.0f} s. Models, history, {PICTURE_NAME} and {REPORT_NAME} are in {run.folder}/")
 
 
 def finish_files(run) -> None:
     plot_curves(run.history.path, run.folder / PICTURE_NAME)
+    write_report(run.folder)
     run.forget_state()
 
 

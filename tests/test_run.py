@@ -67,12 +67,15 @@ def test_it_leaves_three_models_a_history_and_a_picture(finished):
         *MODEL_NAMES.values(),
         "training_history.jsonl",
         "training_curves.png",
+        "report.html",
         ".run.lock",
     }
     widths = [load_model(folder / name).config.d_model for name in MODEL_NAMES.values()]
     assert widths == [32, 32, 64]
     assert load_model(folder / "large_moe_final.pt").config.n_layers == 3
     assert (folder / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Growth kept the function" in report and report.count("✓ passed") == 5
 
 
 def test_its_history_says_what_happened(finished):

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from models import Transformer
 from training import ranks
+from training.console import LARGEST_JUMP, jump_verdict
 from training.evaluate import bits_per_byte, heldout_loss
 from training.records import continuation, record_liveness
-from training.report import LARGEST_JUMP, jump_verdict
 from training.run import Run
 from transfer.probe import PROBE_BATCH, PROBE_TOKENS
 from transfer.verify_growth_mechanics import CheckResult, check_functional_identity, detailed_growth_check

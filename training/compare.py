@@ -35,15 +35,8 @@ def differences(a: Path, b: Path) -> Iterator[tuple[str, str]]:
         UserError: a folder has no history, or a file in it is damaged.
     """
     histories = [history_of(folder) for folder in (a, b)]
-    firsts = [rows[0] for rows in histories]
-    for kind, given in (
-        ("setting", [{k: v for k, v in row["config"].items() if k not in NEUTRAL} for row in firsts]),
-        ("given", [{k: v for k, v in row.items() if k not in NOT_COMPARED} for row in firsts]),
-    ):
-        for name in dict.fromkeys([*given[0], *given[1]]):
-            values = [each.get(name) for each in given]
-            if values[0] != values[1]:
-                yield kind, f"{name}: {values[0]} | {values[1]}"
+    for kind, name, first, second in given_differences(*(rows[0] for rows in histories)):
+        yield kind, f"{name}: {first} | {second}"
     if text := first_difference(*(rows[1:] for rows in histories)):
         yield "history", text
     for name in MODEL_NAMES.values():
@@ -53,6 +46,18 @@ def differences(a: Path, b: Path) -> Iterator[tuple[str, str]]:
             yield "model", f"{name}: only in {a if there[0] else b}"
         elif all(there) and not same_model(*paths):
             yield "model", f"{name}: not the same bits"
+
+
+def given_differences(a: dict, b: dict) -> Iterator[tuple[str, str, object, object]]:
+    """(kind, name, first, second) of all that two `run` rows say otherwise; the kind is "setting" or "given"."""
+    for kind, given in (
+        ("setting", [{k: v for k, v in row["config"].items() if k not in NEUTRAL} for row in (a, b)]),
+        ("given", [{k: v for k, v in row.items() if k not in NOT_COMPARED} for row in (a, b)]),
+    ):
+        for name in dict.fromkeys([*given[0], *given[1]]):
+            first, second = (each.get(name) for each in given)
+            if first != second:
+                yield kind, name, first, second
 
 
 def history_of(folder: Path) -> list[dict]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import torch
 
@@ -138,6 +140,19 @@ def future_leak(model: Transformer, tokens_BT: torch.Tensor) -> float:
     # A token's row stands elsewhere among its expert's rows once others change: rounding, no leak.
     rounding = 1e-4 if model.compute_dtype is None else 2e-2
     return difference if difference > rounding * before.abs().max().item() else 0.0
+
+
+def used_bytes(device: torch.device) -> int | None:
+    """The most that was allocated on CUDA so far; on MPS what is now; else what this process has in memory now.
+
+    None where the system does not say. It waits for no device.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else None
 
 
 def seconds_per_step(device: torch.device, dtype: torch.dtype | None, config: TrainingConfig) -> float:

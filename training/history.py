@@ -4,12 +4,12 @@ Every row has `event`, `time` (seconds since 1970) and, last, `crc`: the CRC-32 
 chained through the rows above. A changed, missing or doubled line is found at once. By event:
 
 run           versions, git commit, device, threads, precision, config, data, parameters of the three phases
-resumed       phase, step, changes: what a resumed run does otherwise than its `run` row says; no row without
-              changes, since such a run is the one that was never stopped
+resumed       phase, step, changes: what a resumed run does otherwise than its `run` row says, and parameters as there;
+              no row without changes, since such a run is the one that was never stopped
 step          phase, step (in the phase), loss (training batch, nats a token), lr, grad_norm,
-              tokens (seen in the whole run), seconds (since the phase began); every `log_every`
-              steps of an MoE also balance_loss, z_loss and expert_shares (one list per layer); `skipped` (true)
-              where the step was not taken
+              tokens (seen in the whole run), flops (counted, of the whole run, trials included), seconds (since the
+              phase began); every `log_every` steps also memory_bytes (training.device.used_bytes), and of an MoE
+              balance_loss, z_loss and expert_shares (one list per layer); `skipped` (true) where the step was not taken
 eval          phase, step, tokens, loss (held-out, nats a token), bits_per_byte
 boundary      from_phase, to_phase, loss_before, loss_after, jump (same held-out batches, fp32),
               bits_per_byte, same_story (null where sample_tokens is 0), tokens
@@ -32,13 +32,14 @@ import os
 import re
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from config import UserError
 
 SEAL = re.compile(rb', "crc": "([0-9a-f]{8})"}\n$')
-# Fields that tell when something happened and not what: two equal runs differ in them alone.
-WALL_CLOCK = ("time", "seconds")
+# Fields that tell when something happened, or on what a machine, and not what: two equal runs differ in them alone.
+WALL_CLOCK = ("time", "seconds", "memory_bytes")
 
 
 class History:
@@ -49,12 +50,13 @@ class History:
     Args:
         n_bytes, crc: how far the file had come when a state was saved, see `require_history`. What follows
             is cut off; 0 begins anew.
+        tell: called with each row that has been written.
     Raises:
         UserError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, n_bytes: int = 0, crc: int = 0):
-        self.path, self.n_bytes, self.crc = path, n_bytes, crc
+    def __init__(self, path: Path, n_bytes: int = 0, crc: int = 0, tell: Callable[[dict], None] | None = None):
+        self.path, self.n_bytes, self.crc, self.tell = path, n_bytes, crc, tell
         try:
             # Unbuffered: after an error nothing is left that a later flush would write.
             self._file = open(path, "ab", buffering=0)
@@ -65,7 +67,8 @@ class History:
     def write(self, event: str, **values) -> None:
         # JSON has no NaN and no infinity; a failed check may have measured one.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        text = json.dumps({"event": event, "time": round(time.time(), 3), **finite}).encode()
+        row = {"event": event, "time": round(time.time(), 3), **finite}
+        text = json.dumps(row).encode()
         crc = zlib.crc32(text, self.crc)
         line = text[:-1] + b', "crc": "%08x"}\n' % crc
         try:
@@ -77,6 +80,8 @@ class History:
                 f"cannot write {self.path}: {error.strerror}; free some space, then go on with --resume"
             ) from error
         self.n_bytes, self.crc = self.n_bytes + len(line), crc
+        if self.tell:
+            self.tell(row)
 
     def sync(self) -> None:
         """Returns when every row is on the disk."""

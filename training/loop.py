@@ -9,10 +9,10 @@ from tqdm import tqdm
 from config import TrainingConfig
 from models import Transformer, save_model
 from training import ranks
+from training.console import phase_header
 from training.grow_when import Grow, trial_steps, try_growth
 from training.optimizer import read_state, write_state
 from training.records import StepRows, record_evaluation, record_liveness, record_trial, tell_story
-from training.report import phase_header
 from training.run import Run
 from training.run_state import RunState
 from training.schedule import learning_rate
@@ -106,6 +106,8 @@ def train_steps(
     if coverage and coverage.steps:
         record_liveness(run, phase, model, step + 1, coverage)
         coverage.close()
+    elif phase > 1 and step + 1 > LIVENESS_STEPS:
+        record_liveness(run, phase, model, step + 1)
     run.losses[f"phase{phase}_final"] = record_evaluation(run, phase, step, model)
     tell_story(run, phase, model)
     checksum = ranks.as_first(save_model(model, run.model_path(phase)))

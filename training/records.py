@@ -14,6 +14,7 @@ from config import UserError
 from models import Transformer, exact_arithmetic
 from models.generation import continuations
 from training.bad_steps import is_sound, require_sound_steps
+from training.device import used_bytes
 from training.evaluate import bits_per_byte, heldout_loss
 from training.grow_when import Trial
 from training.run import Run
@@ -45,18 +46,20 @@ class StepRows:
         return bool(is_sound(loss, grad_norm, self.run.config.grad_clip))
 
     def add(self, step: int, loss: Tensor, grad_norm: Tensor, lr: float) -> None:
-        self.rows.append((step, loss.detach(), grad_norm.detach(), lr, self.run.tokens_seen, self.seconds))
+        run = self.run
+        self.rows.append((step, loss.detach(), grad_norm.detach(), lr, run.tokens_seen, run.flops_done, self.seconds))
 
     def write(self, layers: list[LayerFigures]) -> None:
         """Writes all rows to the history and prints the last, with what the routers did in its step."""
-        for step, loss, grad_norm, lr, tokens, seconds in self.rows:
+        for step, loss, grad_norm, lr, tokens, flops, seconds in self.rows:
             skipped = {} if is_sound(loss, grad_norm, self.run.config.grad_clip) else {"skipped": True}
             loss, grad_norm = loss.item(), grad_norm.item()
             is_last = step == self.rows[-1][0]
-            figures = routing_figures(layers) if is_last and layers else {}
+            figures = {"memory_bytes": used_bytes(self.run.device)} if is_last else {}
+            figures |= routing_figures(layers) if is_last and layers else {}
             self.run.history.write(
                 "step", phase=self.phase, step=step, loss=loss, lr=lr, grad_norm=grad_norm,
-                tokens=tokens, seconds=round(seconds, 3), **skipped, **figures,
+                tokens=tokens, flops=flops, seconds=round(seconds, 3), **skipped, **figures,
             )  # fmt: skip
             self.count(step, f"loss {loss}, gradient norm {grad_norm}", bool(skipped))
         tqdm.write(f"  step {step:>4} | loss {loss:.4f} | {seconds:.1f}s")

@@ -27,8 +27,12 @@ MAY_DIFFER_UNTIL = {
     **dict.fromkeys(("scale_factor", "extra_layers", "noise_std", "grow_optimizer"), 2.5),
     **dict.fromkeys(("steps_phase3", "lr_phase3"), 3.0),
 }
-# How a run is started, where it keeps things and when it saves: no figure depends on these, and they are not compared.
-NEUTRAL = ("resume", "overwrite", "checkpoint_dir", "cache_dir", "save_every", "ignore_memory_plan")
+# How a run is started, where it keeps and shows things, when it saves: no figure depends on these, and they are not
+# compared.
+NEUTRAL = (
+    *("resume", "overwrite", "checkpoint_dir", "cache_dir", "save_every", "ignore_memory_plan"),
+    *("tensorboard", "wandb"),
+)
 
 
 def may_differ(name: str, position: float) -> bool:

@@ -24,6 +24,7 @@ from transfer.optimizer_growth import State
 
 HISTORY_NAME = "training_history.jsonl"
 PICTURE_NAME = "training_curves.png"
+REPORT_NAME = "report.html"
 MODEL_NAMES = {1: "dense_model.pt", 2: "moe_model_final.pt", 3: "large_moe_final.pt"}
 
 

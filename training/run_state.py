@@ -20,7 +20,7 @@ from transfer.optimizer_growth import State
 
 STATE_NAME = "run_state.pt"
 SHARD_FOLDERS = ("run_state.a", "run_state.b")  # of several ranks: see training/shared_state.py
-FORMAT = "bilateral-growth-run/1"
+FORMAT = "bilateral-growth-run/2"
 
 
 @dataclass

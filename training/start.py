@@ -22,10 +22,11 @@ from durable_files import remove_leftovers
 from training import ranks
 from training.device import choose_precision
 from training.flops import step_flops
-from training.history import History, NoHistory, require_history
+from training.history import History, NoHistory, require_history, verified_rows
+from training.live import Live, require_packages
 from training.plan import Plan, make_plan, require_memory
 from training.resume import changed_settings, entry_model, on_device
-from training.run import HISTORY_NAME, MODEL_NAMES, PICTURE_NAME, Run
+from training.run import HISTORY_NAME, MODEL_NAMES, PICTURE_NAME, REPORT_NAME, Run
 from training.run_state import STATE_NAME, RunState, read_run_state, write_run_state
 from training.saver import Saver
 from training.shared_state import lay_out, read_shards, require_whole_shards
@@ -46,6 +47,7 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
     """
     started = time.perf_counter()
     folder = Path(config.checkpoint_dir)
+    ranks.first_alone(lambda: require_packages(config))
     ranks.first_alone(lambda: require_writable(folder))
     with sole_run(folder):
         saved = read_saved(folder) if config.resume else None
@@ -76,19 +78,23 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
         moments = {name: on_device(values, parameters[name]) for name, values in at.moments.items()}
         read_shards(at, folder, model, moments)
         at.weights, at.moments = None, {}  # the model and the optimizers own them from here on
+        history, live = NoHistory(), None
 
-        def make_room() -> None:
+        def open_folder() -> None:
+            nonlocal history, live
+            written = verified_rows(folder / HISTORY_NAME, at.history_bytes)[0] if at.history_bytes else []
+            live = Live(config, folder, written)
             # Only now, when nothing else can be refused, does an earlier run make room for this one.
             for earlier in earlier_run:
                 earlier.unlink()
             keep_tokenizer(config, folder)
-            remove_leftovers(folder, (STATE_NAME, PICTURE_NAME, *MODEL_NAMES.values()))
+            remove_leftovers(folder, (STATE_NAME, PICTURE_NAME, REPORT_NAME, *MODEL_NAMES.values()))
             if not saved:
                 # Before the history: from its first row on, the run can be resumed.
                 write_run_state(new, folder)
+            history = History(folder / HISTORY_NAME, at.history_bytes, at.history_crc, live.tell)
 
-        ranks.first_alone(make_room)
-        history = History(folder / HISTORY_NAME, at.history_bytes, at.history_crc) if ranks.is_first() else NoHistory()
+        ranks.first_alone(open_folder)
         run = Run(
             config, device, compute_dtype, data, heldout, plan, folder, history,
             steps_done=at.steps_done * at.config["batch_size"] // config.batch_size, flops_done=at.flops_done,
@@ -102,6 +108,8 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
             yield run
         finally:
             history.close()
+            if live:
+                live.close()
             run.saver.wait()
 
 
@@ -139,7 +147,7 @@ def beginning(config: TrainingConfig, plan: Plan, stories: dict, facts: dict) ->
 
 def record_start(run: Run, new: RunState, changes: dict[str, list]) -> None:
     """Writes the `run` row; or says from where a run goes on, and writes what is otherwise than before, if anything."""
-    at = run.saved
+    at, parameters = run.saved, [dataclasses.asdict(count) for count in run.plan.counts]
     if run.config.resume:
         where = f"after phase {at.phase}" if at.is_complete else f"in phase {at.phase}, step {at.step}"
         print(f"Going on with the run in {run.folder} {where}")
@@ -151,7 +159,7 @@ def record_start(run: Run, new: RunState, changes: dict[str, list]) -> None:
             data=run.data.summary,
             fingerprint={split: run.stories[split]["checksums"][-1] for split in ("train", "valid")},
             bytes_per_token=run.data.bytes_per_token,
-            parameters=[dataclasses.asdict(count) for count in run.plan.counts],
+            parameters=parameters,
         )
         return
     # Of the facts one alone may be missing: a run of one rank does not say so.
@@ -160,7 +168,7 @@ def record_start(run: Run, new: RunState, changes: dict[str, list]) -> None:
     if changes:
         said = ", ".join(f"{name} {before} → {now}" for name, (before, now) in changes.items())
         print(f"Otherwise than before: {said}. The run is no longer, bit for bit, the one that was never stopped")
-        run.history.write("resumed", phase=at.phase, step=at.step, changes=changes)
+        run.history.write("resumed", phase=at.phase, step=at.step, changes=changes, parameters=parameters)
 
 
 def facts(device: torch.device, plan: Plan, start: ModelConfig | None = None) -> dict:
@@ -224,7 +232,8 @@ def find_earlier_run(folder: Path, config: TrainingConfig) -> list[Path]:
     Raises:
         UserError: there are some and `overwrite` is not set.
     """
-    names = (STATE_NAME, HISTORY_NAME, *(MODEL_NAMES[p] for p in (1, 2, 3) if p >= config.start_phase), PICTURE_NAME)
+    models = (MODEL_NAMES[p] for p in (1, 2, 3) if p >= config.start_phase)
+    names = (STATE_NAME, HISTORY_NAME, *models, PICTURE_NAME, REPORT_NAME)
     taken = [folder / name for name in names if (folder / name).exists()]
     if taken and not config.overwrite:
         raise UserError(
