@@ -10,24 +10,26 @@ import tiktoken
 import torch
 
 from config import TrainingConfig, UserError
-from data.tokenizer import load_tokenizer
+from data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_name
+from data.tokenizer_file import TokenizerFile
 from models import Transformer, load_model
 from training.run import MODEL_NAMES
 
-TOKENIZERS = ("builtin", "gpt2")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
 class Trained(NamedTuple):
     path: Path
     model: Transformer
-    encoding: tiktoken.Encoding
+    encoding: tiktoken.Encoding | TokenizerFile
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say what to load, and where to."""
     parser.add_argument(
-        "--tokenizer", choices=TOKENIZERS, help="what the model's ids mean, for a file that does not say it"
+        "--tokenizer",
+        metavar="NAME_OR_PATH",
+        help="builtin, gpt2 or a tokenizer.json: what the model's ids mean, for a file that does not say it",
     )
     parser.add_argument(
         "--device", choices=DEVICES, default="auto", help="auto takes cuda, then mps, then cpu (default: auto)"
@@ -51,21 +53,22 @@ def load_trained(path: Path, tokenizer: str | None, device: torch.device) -> Tra
     Args:
         tokenizer: what was given on the command line; needed only where the file names none.
     Raises:
-        UserError: the file cannot be used, or its tokenizer is unknown, not at hand or of another vocabulary.
+        UserError: the file cannot be used, or its tokenizer is unknown, not at hand or of another vocabulary. (One
+            with fewer ids than the model is none: embeddings are padded.)
     """
     model = load_model(path)
-    named = model.config.tokenizer
-    if named and tokenizer not in (None, named):
+    named, folder = model.config.tokenizer, path.parent
+    if named and tokenizer and tokenizer_name(find_tokenizer(tokenizer, folder)) != named:
         raise UserError(f"--tokenizer {tokenizer}: {path} was trained on the ids of {named}; leave --tokenizer out")
     name = named or tokenizer
     if not name:
-        raise UserError(
-            f"{path} does not say what its ids mean; give --tokenizer {' or --tokenizer '.join(TOKENIZERS)}"
-        )
-    if name not in TOKENIZERS:
-        raise UserError(f"{path} was trained with the tokenizer {name!r}; there are {' and '.join(TOKENIZERS)}")
-    encoding = load_tokenizer(name)
-    if encoding.n_vocab != model.config.vocab_size:
+        raise UserError(f"{path} does not say what its ids mean; give --tokenizer builtin, gpt2 or a tokenizer.json")
+    try:
+        encoding = load_tokenizer(find_tokenizer(name, folder))
+    except ValueError as error:
+        raise UserError(f"{path} was trained with a tokenizer that is not known here: {error}") from error
+    is_padded = isinstance(encoding, TokenizerFile) and encoding.n_vocab <= model.config.vocab_size
+    if encoding.n_vocab != model.config.vocab_size and not is_padded:
         raise UserError(
             f"{path} has a vocabulary of {model.config.vocab_size:,} ids, but the tokenizer {name} has "
             f"{encoding.n_vocab:,}; give the tokenizer that it was trained with"

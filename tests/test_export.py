@@ -14,8 +14,8 @@ from data.builtin_stories import builtin_split
 from data.tokenizer import END_OF_TEXT, TokenizerUnavailable, load_tokenizer
 from data.tokenizer_file import TokenizerFile, as_tokenizer_json, name_of_file
 from models import load_model, save_model
+from models.generation import continuations
 from test_growth_checks import lively_dense_model, lively_moe_model
-from training.evaluate import greedy_continuation
 from training.history import History
 from transfer import export, import_hf
 from transfer.simple_growth import scale_bilaterally
@@ -93,7 +93,7 @@ def test_transformers_computes_the_same_and_goes_on_with_the_same_story(kind, tm
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=bool(own_code))
     ids = tokenizer("Once upon a time").input_ids
     generated = peer.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False)[0].tolist()
-    assert generated[len(ids) :] == greedy_continuation(model, ids, 16, tokenizer.eos_token_id)
+    assert generated[len(ids) :] == continuations(model, [ids], 16, tokenizer.eos_token_id)[0]
 
 
 def test_one_with_its_own_code_is_saved_and_opened_again(tmp_path, transformers):
