@@ -112,7 +112,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except (RuntimeError, MemoryError) as error:
         if ranks.is_lost(error):
-            print(f"error: {ranks.lost_line(error, run.steps_done if run else 0)}; {how_to_go_on(config)}", file=sys.stderr)
+            print(
+                f"error: {ranks.lost_line(error, run.steps_done if run else 0)}; {how_to_go_on(config)}",
+                file=sys.stderr,
+            )
             return ranks.RANK_LOST
         if not is_out_of_memory(error):
             raise

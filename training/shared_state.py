@@ -77,7 +77,10 @@ def write_shared_state(state: RunState, folder: Path) -> None:
     checksums = {file: checksum for own in ranks.gathered(checksums_of(own_files)) for file, checksum in own.items()}
     kept = {key: {k: v for k, v in moments.items() if not is_shared(v)} for key, moments in state.moments.items()}
     described = dataclasses.replace(
-        state, weights=None, moments=kept, shards={"folder": name, "has_weights": bool(state.weights), "sha256": checksums}
+        state,
+        weights=None,
+        moments=kept,
+        shards={"folder": name, "has_weights": bool(state.weights), "sha256": checksums},
     )
     ranks.first_alone(lambda: name_the_folder(described, folder))
 
@@ -167,7 +170,9 @@ class Description(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
         if (module, name) not in DESCRIBED_BY:
-            raise UserError(f"the saved state holds other things than tensors ({module}.{name}); start with --overwrite")
+            raise UserError(
+                f"the saved state holds other things than tensors ({module}.{name}); start with --overwrite"
+            )
         return super().find_class(module, name)
 
 

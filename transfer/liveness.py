@@ -247,7 +247,10 @@ class Watched:
     @classmethod
     def of(cls, parameter: Tensor, where: tuple[slice, ...]) -> Watched:
         dim, first, last = own_range(parameter)
-        bounds = [where[d].indices(parameter.shape[d])[:2] if d < len(where) else (0, n) for d, n in enumerate(parameter.shape)]
+        bounds = [
+            where[d].indices(parameter.shape[d])[:2] if d < len(where) else (0, n)
+            for d, n in enumerate(parameter.shape)
+        ]
         n_parameters = math.prod(stop - start for start, stop in bounds)
         start, stop = bounds[dim]
         bounds[dim] = (min(max(start, first), last) - first, max(min(stop, last), first) - first)

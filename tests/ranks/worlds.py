@@ -7,7 +7,6 @@ test_lost_rank.py. What it tells its processes is told here in the same way: by 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
