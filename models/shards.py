@@ -41,10 +41,11 @@ def shared_dim(shape: torch.Size, n_ranks: int) -> int:
     """The dimension along which a parameter is split.
 
     The first: rows of a matrix, experts of a stack. A stack of fewer experts than ranks, or of a number that they do
-    not divide, is split by the rows of every expert, so that all ranks hold as much.
+    not divide, is split by the rows of every expert, or by their columns, so that all ranks hold as much. (FSDP splits
+    only a first dimension unevenly.)
     """
-    by_rows = len(shape) == 3 and shape[0] % n_ranks and shape[1] % n_ranks == 0
-    return 1 if by_rows else 0
+    evenly = [dim for dim in range(3) if len(shape) == 3 and shape[dim] % n_ranks == 0]
+    return evenly[0] if evenly else 0
 
 
 def shared_as(value: Tensor, like: Tensor) -> Tensor:

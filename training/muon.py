@@ -43,8 +43,8 @@ class Muon(torch.optim.Optimizer):
     when its gradient is complete, and the gradient is freed: never do two layers' gradients exist at once.
 
     Where ranks share the parameters (models/shards.py), each keeps the momentum of its part. Experts of which a rank
-    has all rows it orthogonalises by itself; matrices that are split by rows are first exchanged, so that each
-    rank has a share of them whole (training/row_exchange.py).
+    has all rows it orthogonalises by itself; matrices that are split by rows or columns are first exchanged, so that
+    each rank has a share of them whole (training/exchange.py).
 
     Args:
         groups: dicts with `params`, each (out, in) or (n, out, in); `n_heads`: 0, or the heads of
@@ -74,8 +74,9 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 direction_NOI = self._direction(parameter, group, self.is_sound)
-                if is_split_by_rows(parameter):
-                    alike, enough = (*parameter.shape[-2:], group["n_heads"]), BATCH * parameter.device_mesh.size()
+                if is_split_inside(parameter):
+                    alike = (*parameter.shape[-2:], group["n_heads"], parameter.placements[0].dim - parameter.ndim)
+                    enough = BATCH * parameter.device_mesh.size()
                 else:
                     # A tall matrix is orthogonalised as its transpose, together with wide ones.
                     alike, enough = tuple(sorted(direction_NOI.shape[1:])), BATCH
@@ -123,7 +124,7 @@ class Muon(torch.optim.Optimizer):
     def _direction(self, parameter: Tensor, group: dict, is_sound: Tensor) -> Tensor:
         """Takes the gradient into the momentum; the matrices that move now, (n, out, in), before orthogonalisation.
 
-        Of matrices that ranks share by rows this rank's rows, and fused projections unsplit.
+        Of matrices that are split among ranks this rank's part, and fused projections unsplit.
         """
         state, gradient = self.state[parameter], own(parameter.grad)
         if "momentum_buffer" not in state:
@@ -136,7 +137,7 @@ class Muon(torch.optim.Optimizer):
             m_OI.add_(torch.where(is_sound, g_OI - m_OI, 0), alpha=1 - MOMENTUM)
         momentum, gradient = (self._in_turn(stack, parameter, group) for stack in (momentum, gradient))
         direction = gradient.lerp(momentum.to(gradient.dtype), MOMENTUM).to(self.dtype)
-        if group["n_heads"] and not is_split_by_rows(parameter):
+        if group["n_heads"] and not is_split_inside(parameter):
             return split_fused(direction, group["n_heads"])
         return direction.view(-1, *direction.shape[-2:])
 
@@ -151,7 +152,7 @@ class Muon(torch.optim.Optimizer):
 
     def _move(self, batch: list[tuple[Tensor, dict, Tensor]], is_sound: Tensor) -> None:
         """Moves parameters by their directions, which are all of one shape or its transpose."""
-        orthogonalised = orthogonalised_over_ranks if is_split_by_rows(batch[0][0]) else orthogonalised_here
+        orthogonalised = orthogonalised_over_ranks if is_split_inside(batch[0][0]) else orthogonalised_here
         for (parameter, group, _), update in zip(batch, orthogonalised(batch)):
             O, I = parameter.shape[-2:]
             O = O // 3 if group["n_heads"] else O
@@ -162,9 +163,9 @@ class Muon(torch.optim.Optimizer):
             self.state[parameter]["step"] += 1
 
 
-def is_split_by_rows(parameter: Tensor) -> bool:
+def is_split_inside(parameter: Tensor) -> bool:
     """Whether no rank has a whole matrix of it; of a stack they may have whole experts."""
-    return is_shared(parameter) and parameter.placements[0].dim == parameter.ndim - 2
+    return is_shared(parameter) and parameter.placements[0].dim >= parameter.ndim - 2
 
 
 def orthogonalised_here(batch: list[tuple[Tensor, dict, Tensor]]) -> Iterator[Tensor]:
@@ -177,8 +178,8 @@ def orthogonalised_here(batch: list[tuple[Tensor, dict, Tensor]]) -> Iterator[Te
 
 
 def orthogonalised_over_ranks(batch: list[tuple[Tensor, dict, Tensor]]) -> tuple[Tensor, ...]:
-    """The same of parameters that are split by rows and all of one shape."""
-    from training.row_exchange import on_whole_matrices
+    """The same of parameters that are all of one shape, and split among ranks alike, by rows or by columns."""
+    from training.exchange import on_whole_matrices
 
     parameter, group, _ = batch[0]
 
@@ -190,9 +191,10 @@ def orthogonalised_over_ranks(batch: list[tuple[Tensor, dict, Tensor]]) -> tuple
         parts = [(parameter, group, split_fused(matrix_OI, group["n_heads"])) for matrix_OI in matrices_nOI]
         return torch.stack(list(orthogonalised_here(parts)))
 
-    rows_NoI = torch.cat([directions for *_, directions in batch])
-    updates_NoI = on_whole_matrices(work, rows_NoI, parameter.shape[-2], parameter.device_mesh)
-    return updates_NoI.split([len(directions) for *_, directions in batch])
+    dim = parameter.placements[0].dim - parameter.ndim + 3
+    own_part = torch.cat([directions for *_, directions in batch])
+    updates = on_whole_matrices(work, own_part, parameter.shape[-2:], dim, parameter.device_mesh)
+    return updates.split([len(directions) for *_, directions in batch])
 
 
 def split_fused(weight_OI: Tensor, n_heads: int) -> Tensor:

@@ -11,17 +11,11 @@ import torch
 import durable_files
 from tests.ranks.worlds import differences, signal_after
 from training import shared_state, start
-from training.compare import differences as parted
 from training.history import read_history
 from training.run import HISTORY_NAME
 from training.run_state import STATE_NAME
 
 TOLERANCE = 1e-5
-
-
-def test_four_that_were_stopped_are_four_that_were_not(world, four, tmp_path):
-    assert world.run(4, tmp_path / "run")[0].code == 0
-    assert list(parted(tmp_path / "run", four)) == [], "bit for bit"
 
 
 def test_what_four_have_saved_one_goes_on_with(world, one, stopped_four, tmp_path):

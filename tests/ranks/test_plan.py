@@ -1,0 +1,65 @@
+"""What is said before several ranks begin; the tables of docs/SCALING.md. Nothing is started here."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_tinystories
+from benchmarks.scaling_ranks import RANKS, TOKENS, report
+from config import PRESETS, UserError
+from training import ranks
+from training.plan import GB, choose_memory, phase_memory
+from training.ranks import require_shareable
+
+CPU, TINY = torch.device("cpu"), PRESETS["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "words"),
+    [
+        ({"batch_size": 6}, "cpu", ["batch_size is 6", "4 ranks × 1 parts", "--batch-size 8"]),
+        ({"accumulate": 3, "batch_size": 8}, "cpu", ["4 ranks × 3 parts", "--batch-size 12"]),
+        ({"memory": "lean"}, "cpu", ["--memory lean", "--memory full"]),
+        ({}, "mps", ["4 ranks", "--device cpu"]),
+    ],
+)
+def test_ranks_that_cannot_share_are_told_why(changes, device, words):
+    with pytest.raises(UserError) as error:
+        require_shareable(dataclasses.replace(TINY, **changes), torch.device(device), 4)
+    assert all(word in str(error.value) for word in words), error.value
+    require_shareable(TINY, CPU, 4)
+
+
+def test_four_wrong_processes_say_it_once(monkeypatch, capfd):
+    for rank in range(4):
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setattr(sys, "stdout", sys.stdout)  # which all ranks but the first give up
+        assert train_tinystories.main(["--batch-size", "6", "--device", "cpu", "--preset", "tiny"]) == 2
+    assert capfd.readouterr().err.count("batch_size is 6") == 1
+
+
+def test_ranks_divide_what_they_share_and_plan_for_what_is_whole():
+    model = TINY.phase_geometries(4_097)[2]
+    alone, shared = (phase_memory(model, 4096, CPU, None, False, n_ranks) for n_ranks in (1, 4))
+    for name in ("weights", "optimizer", "gradients"):
+        assert getattr(shared, name) == pytest.approx(getattr(alone, name) / 4)
+    assert alone.gathered == 0 < shared.gathered < shared.peak and shared.activations < alone.activations
+    full = choose_memory(PRESETS["reference"], 50_257, CPU, torch.bfloat16, 18 * GB, n_ranks=4)
+    assert not full[0].is_lean and choose_memory(PRESETS["reference"], 50_257, CPU, torch.bfloat16, 18 * GB)[0].is_lean
+
+
+def test_one_process_is_in_no_group(monkeypatch):
+    with ranks.together(TINY, CPU) as device:
+        assert device is CPU and not torch.distributed.is_initialized()
+    monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun --nproc-per-node=1
+    with ranks.together(TINY, CPU):
+        assert not torch.distributed.is_initialized() and ranks.count() == 1
+
+
+def test_the_documents_tables_are_what_the_command_prints():
+    text = (Path(__file__).parents[2] / "docs" / "SCALING.md").read_text(encoding="utf-8")
+    assert report(TOKENS, RANKS) in text
