@@ -462,7 +462,7 @@ BAD = [
     ("--checkpoint {foreign}", "no tokenizer is named 'klingon'; there are builtin and gpt2"),
     ("--checkpoint {mismatch}", "has a vocabulary of 4,000 ids, but the tokenizer builtin has 4,097"),
     ("--checkpoint {dense} --tokenizer gpt2", "was trained on the ids of builtin; leave --tokenizer out"),
-    ("--checkpoint {dense} --tokenizer klingon", "invalid choice: 'klingon'"),
+    ("--checkpoint {nameless} --tokenizer klingon", "no tokenizer is named 'klingon'"),
     ("--checkpoint {dense} --device tpu", "invalid choice: 'tpu'"),
     ("--checkpoint {dense} --temperature -1", "temperature is -1, must be a finite number of 0 or more"),
     ("--checkpoint {dense} --temperature nan", "temperature is nan"),
@@ -525,33 +525,42 @@ def test_out_of_memory_is_one_line(files, capsys, monkeypatch):
     assert "out of memory: fewer prompts" in capsys.readouterr().err
 
 
-# Every token takes a second, as with a large model: signals and pipes come in the middle of a story.
+# Every token takes its time, as with a large model: signals and pipes come in the middle of a story.
 SLOW = """
 import sys, time, generate
 stream = generate.stream_tokens
 def slow(*arguments):
     for each in stream(*arguments):
         yield each
-        time.sleep(float(sys.argv.pop()) if len(sys.argv) > 1 else 0.1)
+        time.sleep(0.1)
 generate.stream_tokens = slow
 sys.exit(generate.main(["--device", "cpu", "--checkpoint", {path!r}]))
 """
 
 
-def test_ctrl_c_and_a_closed_pipe_leave_what_was_printed(files):
+@pytest.fixture
+def slow_story(files):
+    """A process that tells a story slowly."""
     code = SLOW.format(path=str(files["dense"]))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT}
-    interrupted, cut = (subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(2))
-    first = interrupted.stdout.read(16)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        yield process
+
+
+def test_ctrl_c_leaves_what_was_printed(slow_story):
+    first = slow_story.stdout.read(16)
     time.sleep(0.3)
-    interrupted.send_signal(signal.SIGINT)
-    out, error = interrupted.communicate(timeout=60)
-    assert interrupted.returncode == 130 and error == b"\nstopped\n"
+    slow_story.send_signal(signal.SIGINT)
+    out, error = slow_story.communicate(timeout=60)
+    assert slow_story.returncode == 130 and error == b"\nstopped\n"
     assert first + out != b"Once upon a time" and first == b"Once upon a time"
-    cut.stdout.read(20)
-    cut.stdout.close()
-    assert cut.stderr.read() == b"" and cut.wait(timeout=60) == 141
-    cut.stderr.close()
+
+
+def test_a_closed_pipe_ends_the_story_without_a_word(slow_story):
+    slow_story.stdout.read(20)
+    slow_story.stdout.close()
+    assert slow_story.stderr.read() == b"" and slow_story.wait(timeout=60) == 141
 
 
 def test_help_and_documents_have_examples_that_work(capsys):
