@@ -20,16 +20,11 @@ from training.flops import step_flops
 from training.muon import Muon
 from training.optimizer import build_optimizers, set_learning_rate
 from training.step import prepare_training, train_step
+from transfer.gpt_neox import neox_config, neox_name
 
 RATE = 1e-3
 # |difference| / |expected| of the peer's loss and of its gradients. Autocast rounds in other places than we do.
 TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-4, 3e-2)}
-NEOX_NAMES = {
-    "embedding.": "gpt_neox.embed_in.", "blocks.": "gpt_neox.layers.", "final_norm.": "gpt_neox.final_layer_norm.",
-    "attention_norm.": "input_layernorm.", "mlp_norm.": "post_attention_layernorm.",
-    "attention.qkv.": "attention.query_key_value.", "attention.out.": "attention.dense.",
-    "mlp.up.": "mlp.dense_h_to_4h.", "mlp.down.": "mlp.dense_4h_to_h.",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype | None:
 
 
 def neox(model: Transformer) -> nn.Module:
-    """`transformers`' GPT-NeoX with the geometry and a copy of the weights of a dense model of ours.
+    """`transformers`' GPT-NeoX with the geometry and a copy of the weights of a dense, tied model of ours.
 
     fp32 weights and sdpa attention, its default.
 
@@ -91,28 +86,13 @@ def neox(model: Transformer) -> nn.Module:
         from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
     except ImportError as error:
         raise no_peers(error) from error
-    config = model.config
-    peer = GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=config.vocab_size, hidden_size=config.d_model, num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads, intermediate_size=config.d_hidden, hidden_act="gelu",
-            max_position_embeddings=config.context_length, layer_norm_eps=config.norm_eps, use_parallel_residual=False,
-            tie_word_embeddings=True, attn_implementation="sdpa",
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_base, "partial_rotary_factor": 1.0},
-        )
-    ).to(model.device).train()  # fmt: skip
+    peer = GPTNeoXForCausalLM(GPTNeoXConfig(**neox_config(model.config), attn_implementation="sdpa"))
+    peer = peer.to(model.device).train()
     theirs = dict(peer.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             theirs[neox_name(name)].copy_(parameter)
     return peer
-
-
-def neox_name(name: str) -> str:
-    """Their name of a parameter of ours."""
-    for ours_, theirs in NEOX_NAMES.items():
-        name = name.replace(ours_, theirs)
-    return name
 
 
 def neox_loss(peer: nn.Module, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:

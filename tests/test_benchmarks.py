@@ -29,6 +29,7 @@ from benchmarks.moe_peers import Contender, hugging_face, make_problem, ours, re
 from config import PRESETS, ModelConfig
 from training.device import check_model
 from training.flops import step_flops
+from transfer.gpt_neox import neox_name
 
 CPU = torch.device("cpu")
 TOY = dataclasses.replace(
@@ -157,7 +158,7 @@ def test_both_contenders_of_a_step_move_their_weights_alike(plain_adamw):
         trainees.gpt_neox(peer, model, tokens, TOY, torch.float32, plain_adamw=plain_adamw)()
     theirs = dict(peer.named_parameters())
     for name, parameter in model.named_parameters():
-        moved, peer_moved = parameter - before[name], theirs[trainees.neox_name(name)] - before[name]
+        moved, peer_moved = parameter - before[name], theirs[neox_name(name)] - before[name]
         assert moved.norm() > 0
         if name.endswith("weight"):
             assert ((peer_moved - moved).norm() / moved.norm()).item() < 0.01, name

@@ -354,7 +354,7 @@ def test_the_example_of_help_is_one_that_the_command_takes(command, capsys):
 
 @pytest.mark.parametrize("kind", ["dense", "experts"])
 def test_lm_evaluation_harness_runs_on_it(kind, stories, tmp_path, transformers):
-    pytest.importorskip("lm_eval", reason="pip install lm_eval to run this")
+    pytest.importorskip("lm_eval.models.huggingface", reason="pip install lm_eval[hf] to run this")
     _, folder = exported(kind, tmp_path)
     result = story_loss(folder, tmp_path, stories[:4])
     assert 0 < result["bits_per_byte,none"] < 20 and result["byte_perplexity,none"] > 1

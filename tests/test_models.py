@@ -19,6 +19,7 @@ from models import (
 )
 from models import loss as loss_module
 from test_growth_checks import lively_dense_model, lively_moe_model
+from transfer.gpt_neox import neox_config, neox_weights
 
 SMALL = ModelConfig(vocab_size=101, d_model=32, n_layers=2, n_heads=4, context_length=16)
 
@@ -49,25 +50,8 @@ def test_logits_equal_gpt_neox():
         "transformers", reason="transformers is in requirements-dev.txt, on Python 3.11 and newer"
     )
     model = lively_dense_model(SMALL)
-    peer = transformers.GPTNeoXForCausalLM(
-        transformers.GPTNeoXConfig(
-            vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
-            hidden_act="gelu", max_position_embeddings=16, use_parallel_residual=False, tie_word_embeddings=True,
-            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0},
-        )
-    ).eval()  # fmt: skip
-    names = {
-        "embedding.": "gpt_neox.embed_in.", "blocks.": "gpt_neox.layers.", "final_norm.": "gpt_neox.final_layer_norm.",
-        "attention_norm.": "input_layernorm.", "mlp_norm.": "post_attention_layernorm.",
-        "attention.qkv.": "attention.query_key_value.", "attention.out.": "attention.dense.",
-        "mlp.up.": "mlp.dense_h_to_4h.", "mlp.down.": "mlp.dense_4h_to_h.",
-    }  # fmt: skip
-    weights = {}
-    for name, value in model.state_dict().items():
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        weights[name] = value
-    weights["lm_head.weight"] = model.embedding.weight
+    peer = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**neox_config(SMALL))).eval()
+    weights = neox_weights(model) | {"lm_head.weight": model.embedding.weight}
     missing = peer.load_state_dict(weights, strict=False)
     assert not missing.unexpected_keys and not missing.missing_keys
     batch = tokens(SMALL, length=16)

@@ -89,6 +89,8 @@ def export(checkpoint: Path, out: Path, tokenizer: str | None = None) -> None:
             for name, values in settings(model, end_of_text_id).items():
                 (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             save_file(weights(model), folder / "model.safetensors", metadata={"format": "pt"})
+            # It comes readable for its owner alone, in a folder that is made to be handed on.
+            shutil.copymode(folder / "config.json", folder / "model.safetensors")
             (folder / "README.md").write_text(card, encoding="utf-8")
             picture = checkpoint.with_name(PICTURE_NAME)
             if picture.is_file():
