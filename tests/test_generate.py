@@ -130,6 +130,15 @@ def test_prompts_of_different_lengths_have_the_tokens_that_recomputing_finds_for
     assert sum(len(set(ids)) for ids in found) > 24, "stories of a few words would show little"
 
 
+def test_a_lower_precision_is_cached_in_that_precision():
+    model = talkative_model()
+    exact = continuations(model, PROMPTS, 18, NEVER)
+    model.compute_dtype = torch.bfloat16
+    assert model.new_cache(1, 4).kept_L2BCHK.dtype == torch.bfloat16
+    assert largest_drift(model, [5] + [1] * 19) < 0.2, "of hidden states whose size is 1"
+    assert [ids[0] for ids in continuations(model, PROMPTS, 18, NEVER)] == [ids[0] for ids in exact]
+
+
 def test_padding_that_is_seen_is_caught(monkeypatch):
     """Negative control: without its mask a short prompt would see what stands behind it."""
     model = talkative_model()
@@ -563,6 +572,6 @@ def test_help_and_documents_have_examples_that_work(capsys):
     commands = [line for text in texts for line in re.findall(r"^\s*python generate\.py( .*)?$", text, re.M)]
     assert len(commands) >= 4
     for command in commands:
-        words = shlex.split(command.split("  ")[0])
+        words = shlex.split(command.split("  ")[0], comments=True)
         if "--help" not in words:
             generate.parse(words)
