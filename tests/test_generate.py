@@ -534,14 +534,14 @@ def test_out_of_memory_is_one_line(files, capsys, monkeypatch):
     assert "out of memory: fewer prompts" in capsys.readouterr().err
 
 
-# Every token takes a second, as with a large model: signals and pipes come in the middle of a story.
+# Every token takes its time, as with a large model: signals and closed pipes come in the middle of a story.
 SLOW = """
 import sys, time, generate
 stream = generate.stream_tokens
 def slow(*arguments):
     for each in stream(*arguments):
         yield each
-        time.sleep(float(sys.argv.pop()) if len(sys.argv) > 1 else 0.1)
+        time.sleep(0.1)
 generate.stream_tokens = slow
 sys.exit(generate.main(["--device", "cpu", "--checkpoint", {path!r}]))
 """
