@@ -6,7 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -534,33 +533,37 @@ def test_out_of_memory_is_one_line(files, capsys, monkeypatch):
     assert "out of memory: fewer prompts" in capsys.readouterr().err
 
 
-# Every token takes its time, as with a large model: signals and closed pipes come in the middle of a story.
+# Every token takes a second, as with a large model: signals and closed pipes come in the middle of a story.
 SLOW = """
 import sys, time, generate
 stream = generate.stream_tokens
 def slow(*arguments):
     for each in stream(*arguments):
         yield each
-        time.sleep(0.1)
+        time.sleep(1)
 generate.stream_tokens = slow
 sys.exit(generate.main(["--device", "cpu", "--checkpoint", {path!r}]))
 """
 
 
-def test_ctrl_c_and_a_closed_pipe_leave_what_was_printed(files):
+@pytest.fixture
+def telling(files):
+    """A process in the middle of a story: its prompt and some of what follows have been read."""
     code = SLOW.format(path=str(files["dense"]))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT}
-    interrupted, cut = (subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(2))
-    first = interrupted.stdout.read(16)
-    time.sleep(0.3)
-    interrupted.send_signal(signal.SIGINT)
-    out, error = interrupted.communicate(timeout=60)
-    assert interrupted.returncode == 130 and error == b"\nstopped\n"
-    assert first + out != b"Once upon a time" and first == b"Once upon a time"
-    cut.stdout.read(20)
-    cut.stdout.close()
-    assert cut.stderr.read() == b"" and cut.wait(timeout=60) == 141
-    cut.stderr.close()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, bufsize=0, **pipes) as process:
+        assert process.stdout.read(16) == b"Once upon a time" and process.stdout.read(1)
+        yield process
+
+
+def test_ctrl_c_leaves_what_was_printed(telling):
+    telling.send_signal(signal.SIGINT)
+    assert telling.wait(timeout=60) == 130 and telling.stderr.read() == b"\nstopped\n"
+
+
+def test_a_pipe_that_nobody_reads_ends_it_quietly(telling):
+    telling.stdout.close()
+    assert telling.wait(timeout=60) == 141 and telling.stderr.read() == b""
 
 
 def test_help_and_documents_have_examples_that_work(capsys):
