@@ -29,6 +29,7 @@ from inference.held_out_loss import measure_loss
 from training.device import pick_device
 from training.evaluate import bits_per_byte
 from transfer.grow import summary
+from transfer.verify_growth_mechanics import dtype_name
 
 DESCRIPTION = """Measures a trained model on every token of a text: held-out loss in nats a token, perplexity, bits per
 byte of text (which compares across vocabularies) and tokens per second; of a mixture of experts also how evenly each
@@ -68,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision",
         choices=("fp32", "bf16"),
         default="fp32",
-        help="of the matrix products; with fp32 the weights' own, as in training's held-out losses (default: fp32)",
+        help="of the matrix products; fp32 takes the weights' own, as training's held-out losses do (default: fp32)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
     add_common_flags(parser)
@@ -120,7 +121,7 @@ def evaluate(given: argparse.Namespace) -> dict:
         "bits_per_byte": bits_per_byte(measured.loss, mean_bytes_per_token(text.tokens, encoding, encoding.eot_token)),
         "tokens_per_second": measured.n_predicted / measured.seconds,
         "device": model.device.type,
-        "precision": given.precision,
+        "precision": dtype_name(model.compute_dtype or model.embedding.weight.dtype),
     }
     print(f"\nheld-out loss      {figures['loss']:.4f} nats a token, over {measured.n_predicted:,} tokens")
     print(f"perplexity         {figures['perplexity']:,.2f}")

@@ -231,7 +231,9 @@ def test_bf16_is_another_loss_and_not_by_much(files, capsys, tmp_path):
             capsys,
             f"--checkpoint {{dense}} --data {{stories_txt}} --precision {precision} --json {tmp_path / precision}",
         )
-        losses.append(json.loads((tmp_path / precision).read_text())["loss"])
+        figures = json.loads((tmp_path / precision).read_text())
+        losses.append(figures["loss"])
+        assert figures["precision"] == {"fp32": "float32", "bf16": "bfloat16"}[precision]
     assert 0 < abs(losses[0] - losses[1]) < 0.05
 
 
@@ -281,4 +283,4 @@ def test_help_and_documents_have_examples_that_work(capsys):
     commands = [line for text in texts for line in re.findall(r"^\s*python evaluate\.py (--.*)$", text, re.M)]
     assert len(commands) >= 3
     for command in commands:
-        evaluate.parse(shlex.split(command.split("  ")[0]))
+        evaluate.parse(shlex.split(command.split("  ")[0], comments=True))
