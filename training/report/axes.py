@@ -9,7 +9,7 @@ from training.report.numbers import si
 
 # Mantissas that are ticks of a logarithmic axis, and of which powers of ten: the first that are few enough.
 LOG_TICKS = (((1, 1.5, 2, 3, 4, 5, 6, 8), 1), ((1, 2, 5), 1), ((1,), 1), ((1,), 3), ((1,), 10))
-FEWEST_LOG_TICKS, MOST_LOG_TICKS = 3, 7
+FEWEST_LOG_TICKS, MOST_LOG_TICKS = 3, 6
 # Share of an axis beyond its last value; enough of it for the names of phases along the upper edge.
 AIR, ROOM_FOR_NAMES = 0.06, 0.18
 
