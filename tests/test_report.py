@@ -49,6 +49,9 @@ def write_rows(history, steps, stop_after, without, failed, story, config):
     write("run", torch="2.13", device="cpu", commit="0" * 40, config=config, data=data, parameters=parameters)
     taken, flops, loss = 0, 0.0, 8.0
     for phase, n_steps in enumerate(steps, 1):
+        if phase < config["start_phase"]:
+            taken, flops = taken + n_steps, flops + n_steps * STEP_FLOPS[phase]
+            continue
         if phase > 1:
             write_boundary(write, phase, loss, failed, taken)
         n_layers = 2 if phase < 3 else 3
@@ -268,6 +271,16 @@ def test_a_run_that_was_stopped_says_how_far_it_came_and_how_to_go_on(tmp_path):
 def test_short_runs_have_a_page_as_well(steps, stop_after, tmp_path):
     write_report(write_run(tmp_path / "short", steps=steps, stop_after=stop_after))
     assert "Growth report" in read(tmp_path / "short").text
+
+
+def test_a_run_that_began_with_a_later_phase(tmp_path):
+    folder = write_run(tmp_path / "late", config={"start_phase": 3})
+    content = write_report(folder).read_text(encoding="utf-8")
+    text = " ".join(Reader(content).text.split())
+    assert "A grown mixture of experts of 20.00 M parameters, trained on stories.txt" in text
+    assert "tokens – – 30 k" in text and "compute, FLOP – – 270 G" in text and "Tokens 100 k in 30 steps" in text
+    places = [float(x) for line in re.findall(r' d="(M[^"]*)"', content) for x in re.findall(r"M(-?[\d.]+) ", line)]
+    assert min(places) >= 0 and max(places) <= 1000, "nothing is drawn beside its plot"
 
 
 def test_a_run_of_one_row_has_a_page_as_well(tmp_path):

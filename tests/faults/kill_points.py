@@ -111,6 +111,7 @@ POINTS: dict[str, tuple[Callable[[int], None], int]] = {
     "at_a_phases_start": (lambda n: kill_when(loop, "prepare_training", n), 3),
     "before_summary": (lambda n: kill_when(train_tinystories, "boundary_summary", n), 1),
     "before_picture_rename": (lambda n: before_rename("training_curves.png", n), 1),
+    "before_report_rename": (lambda n: before_rename("report.html", n), 1),
     "before_state_is_deleted": (lambda n: kill_when(run.Run, "forget_state", n), 1),
     "after_state_is_deleted": (lambda n: kill_when(run.Run, "forget_state", n, after=True), 1),
     "between_two_steps": (lambda n: kill_when(loop, "save_if_due", 9 * n, after=True), 11),

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot  # noqa: F401  imported here once, and not by every child anew
+import jinja2  # noqa: F401  these are imported here once, and not by every child anew
+import matplotlib.pyplot  # noqa: F401
 import torch
 import torch._dynamo  # noqa: F401  the same: building a model on the meta device imports it
 

@@ -9,7 +9,7 @@ from training.report.numbers import si
 
 # Mantissas that are ticks of a logarithmic axis, and of which powers of ten: the first that are few enough.
 LOG_TICKS = (((1, 1.5, 2, 3, 4, 5, 6, 8), 1), ((1, 2, 5), 1), ((1,), 1), ((1,), 3), ((1,), 10))
-FEWEST_LOG_TICKS, MOST_LOG_TICKS = 3, 7
+FEWEST_LOG_TICKS, MOST_LOG_TICKS = 3, 6
 # Share of an axis beyond its last value; enough of it for the names of phases along the upper edge.
 AIR, ROOM_FOR_NAMES = 0.06, 0.18
 
@@ -73,12 +73,12 @@ def logarithmic(name: str, values: list[float], above: float = AIR) -> Axis:
     return Axis(name, low, high, named, is_log=True)
 
 
-def duration_axis(seconds: list[float], low: float | None, most: int) -> tuple[Axis, float]:
+def duration_axis(seconds: list[float], most: int) -> tuple[Axis, float]:
     """An axis in a unit that suits, and by what seconds are divided to be on it."""
     longest = max(seconds)
     divisor, unit = next((d, u) for d, u in ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
                          if longest >= 3 * d or d == 1)  # fmt: skip
-    return linear(f"training time, {unit}", [each / divisor for each in seconds], most, low, exact=True), divisor
+    return linear(f"training time, {unit}", [each / divisor for each in seconds], most, exact=True), divisor
 
 
 def tick_texts(values: list[float]) -> list[str]:

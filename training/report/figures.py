@@ -14,8 +14,6 @@ from training.report.record import Record
 
 AXIS_NAMES = {"steps": "training steps", "tokens": "training tokens", "flops": "training compute, FLOP"}
 SHORT_NAMES = {1: "dense", 2: "experts", 3: "grown"}
-# An axis begins at 0 unless its first value is more than this share of its last.
-FROM_ZERO = 0.1
 # Steps beside a boundary that its close-up shows.
 CLOSE_STEPS = 30
 
@@ -35,18 +33,17 @@ class XAxis:
     def of(cls, key: str, places: list[dict], most: int = 4) -> XAxis | None:
         """None where the history does not have it."""
         values = [place[key] for place in places]
-        if not values or not all(map(is_number, values)):
+        if len(values) < 2 or not all(map(is_number, values)):
             return None
-        # A run that began with a later phase begins with the tokens of those before.
-        low = 0.0 if min(values) < FROM_ZERO * max(values) else None
         if key == "seconds":
-            axis, divisor = axes.duration_axis(values, low, most)
+            axis, divisor = axes.duration_axis(values, most)
             return cls(axis, key, divisor)
-        return cls(axes.linear(AXIS_NAMES[key], values, most, low, exact=True), key)
+        return cls(axes.linear(AXIS_NAMES[key], values, most, exact=True), key)
 
 
 def all_places(record: Record) -> list[dict]:
-    return [place for phase in record.phases for place in phase.places]
+    """Of its beginning and all steps."""
+    return [record.end(0), *(place for phase in record.phases for place in phase.places)]
 
 
 def marks(record: Record, x: XAxis) -> list[Mark]:

@@ -80,8 +80,13 @@ class Record:
         return [row for row in self.rows if row["event"] == event]
 
     def place_steps(self) -> None:
-        phase, before = 0, 0.0
-        for n_steps, row in enumerate(self.events("step"), 1):
+        rows, phase, before = self.events("step"), 0, 0.0
+        if rows and rows[0]["phase"] > 1:
+            # It began with the model of another run, whose tokens and FLOPs count as its own.
+            first, second = rows[0], rows[min(1, len(rows) - 1)]
+            counted = {key: 2 * first[key] - second[key] for key in ("tokens", "flops") if key in first}
+            self._ends[0] |= counted
+        for n_steps, row in enumerate(rows, 1):
             if row["phase"] != phase:
                 phase, before = row["phase"], self._ends[max(self._ends)]["seconds"]
             place = {"steps": n_steps, "tokens": row["tokens"], "flops": row.get("flops")}
@@ -111,10 +116,8 @@ class Record:
         phase.loss_before = into[-1]["loss_after"] if into else (evals[0]["loss"] if len(evals) > 1 else None)
         if steps:
             start, end = self.end(number - 1), self.end(number)
-            # A run that began with a later phase has read no stories before; its count begins there all the same.
-            one_step = end["tokens"] - self._places[number, steps[-1]["step"] - 1]["tokens"] if len(steps) > 1 else 0
-            phase.tokens = end["tokens"] - (steps[0]["tokens"] - one_step)
-            phase.flops = end["flops"] - (start["flops"] or 0) if end["flops"] is not None else None
+            phase.tokens = end["tokens"] - start["tokens"]
+            phase.flops = end["flops"] - start["flops"] if end["flops"] is not None else None
         return phase
 
     def geometries(self) -> tuple[ModelConfig, ...] | None:

@@ -10,6 +10,8 @@ from training.report.record import Record
 
 # Throughput is measured over so many stretches of a phase: a single step tells of the clock, and waits for no device.
 STRETCHES = 60
+# Colours in style.css for series that belong to no phase.
+TONES = 6
 
 
 def training_charts(record: Record) -> list[Chart]:
@@ -85,30 +87,31 @@ def phase_chart(
 
 def liveness_charts(record: Record) -> list[Chart]:
     """How the clones part, how many directions the grown matrices use, and how evenly experts are used."""
-    rows = record.events("liveness")
-    places = {id(row): record.end(row["phase"] - 1)["steps"] + row["steps"] for row in rows}
-    if len(set(places.values())) < 2:
+    rows = [(record.end(row["phase"] - 1)["steps"] + row["steps"], row) for row in record.events("liveness")]
+    if len({at for at, _ in rows}) < 2:
         return []
-    x = axes.linear("training steps", list(places.values()))
+    x = axes.linear("training steps", [at for at, _ in rows])
     boundary_marks = marks(record, XAxis(x, "steps"))
 
     def chart(title: str, hint: str, values_of) -> Chart | None:
         """`values_of` gives a row's values by label; a line connects those of one label within a phase."""
         lines: dict[str, list] = {}
-        for row in rows:
+        for at, row in rows:
             for label, value in values_of(row).items():
-                lines.setdefault(label, []).append((places[id(row)], value, row["phase"]))
-        styles = dict(zip(lines, (f"tone{1 + i % 6}" for i in range(len(lines)))))
-        texts = {label: f"{label} {ends(line)}" for label, line in lines.items()}
+                lines.setdefault(label, []).append((at, value, row["phase"]))
         series = [
-            Series(texts[label], [(at, y) for at, y, p in line if p == phase], styles[label], True, True)
-            for label, line in lines.items() for phase in sorted({p for *_, p in line})
+            Series(
+                f"{label} {ends(line)}", [(at, y) for at, y, p in line if p == phase], f"tone{1 + i % TONES}",
+                is_dots=True, is_joined=True,
+            )
+            for i, (label, line) in enumerate(lines.items()) for phase in sorted({p for *_, p in line})
         ]  # fmt: skip
         values = [y for each in series for _, y in each.points]
         if not values:
             return None
         y = axes.linear("", values, low=min(0.0, *values))
-        return Chart(title, "; ".join(texts.values()), x, y, series, boundary_marks, hint=hint)
+        said = "; ".join(f"{label} {ends(line)}" for label, line in lines.items())
+        return Chart(title, said, x, y, series, boundary_marks, hint=hint)
 
     charts = [
         chart("Cosine between clones", "1: still equal; it falls as they part",
