@@ -41,25 +41,15 @@ def test_model_files_are_those_of_one_rank(one, several):
 
 
 def test_trials_of_growth_are_those_of_one_rank(world, tmp_path):
-    def cheap_trials():
-        grow_when.FEWEST_STEPS, grow_when.TRIAL_SHARE = 1, 2.0
+    def short_trials():
+        # Of a few steps: after a hundred rounding has grown beyond the tolerance.
+        grow_when.FEWEST_STEPS, grow_when.TRIAL_SHARE = 1, 1.0
 
-    short = (
-        "--grow-when",
-        "auto",
-        "--steps-phase1",
-        "3",
-        "--steps-phase2",
-        "0",
-        "--steps-phase3",
-        "0",
-        "--sample-tokens",
-        "0",
-    )
+    short = "--grow-when auto --steps-phase1 2 --steps-phase2 0 --steps-phase3 0 --sample-tokens 0".split()
     trials = []
     for n_ranks in (1, 2):
         folder = tmp_path / str(n_ranks)
-        outcomes = world.run(n_ranks, folder, *short, prepare=cheap_trials)
+        outcomes = world.run(n_ranks, folder, *short, prepare=short_trials)
         assert [outcome.code for outcome in outcomes] == [0] * n_ranks, outcomes
         trials.append([row for row in rows_of(folder) if row["event"] == "trial"])
     assert trials[0]
