@@ -222,7 +222,7 @@ def is_lost(error: BaseException) -> bool:
     """Whether an error says that another rank is gone, or did not come in time."""
     words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
     is_theirs = isinstance(error, dist.DistError) or any(word in str(error) for word in words)
-    return count() > 1 and isinstance(error, RuntimeError) and is_theirs
+    return planned_count() > 1 and isinstance(error, RuntimeError) and is_theirs
 
 
 def lost_line(error: BaseException, steps_done: int) -> str:
@@ -240,5 +240,5 @@ def say_once(text: str, error: BaseException) -> None:
     """On stderr, what ended the run: by rank 0, and by another where it is that one's own."""
     if is_first_process():
         print(text, file=sys.stderr)
-    elif count() > 1 and type(error) is UserError:
+    elif dist.is_initialized() and type(error) is UserError:
         print(f"rank {number()}: {text}", file=sys.stderr)

@@ -51,7 +51,7 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
     ranks.first_alone(lambda: require_writable(folder))
     with sole_run(folder):
         saved = read_saved(folder) if config.resume else None
-        changes = changed_settings(saved, config) if saved else {}
+        changes = ranks.first_before_others(lambda: changed_settings(saved, config)) if saved else {}
         earlier_run = [] if saved else ranks.first_alone(lambda: find_earlier_run(folder, config))
         chosen = decided_before(saved, config, changes) if saved else config
         compute_dtype = ranks.as_first(choose_precision(device, chosen))
@@ -73,7 +73,8 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
         new = beginning(config, plan, stories, facts(device, plan, start))
         at = saved or new
         path = folder / MODEL_NAMES[at.phase]
-        model = lay_out(entry_model(at, path, plan.models[at.phase - 1], config.seed), device)
+        entry = ranks.first_before_others(lambda: entry_model(at, path, plan.models[at.phase - 1], config.seed))
+        model = lay_out(entry, device)
         parameters = dict(model.named_parameters())
         moments = {name: on_device(values, parameters[name]) for name, values in at.moments.items()}
         read_shards(at, folder, model, moments)
@@ -102,7 +103,7 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
             losses=at.losses, stories=stories, facts=new.facts, saved=at, entry=(model, moments),
             saver=Saver(folder, config.save_every, at.position), stop=stop, seconds_before=at.seconds, started=started,
         )  # fmt: skip
-        del model, moments, parameters
+        del entry, model, moments, parameters
         record_start(run, new, changes)
         try:
             yield run

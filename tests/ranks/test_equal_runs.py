@@ -5,6 +5,7 @@ import torch
 
 from models import load_model
 from tests.ranks.worlds import LOSSES, differences, rows_of
+from training import grow_when
 from training.run import MODEL_NAMES
 
 TOLERANCE = 1e-5
@@ -37,3 +38,22 @@ def test_model_files_are_those_of_one_rank(one, several):
             assert type(shared["weights"][key]) is type(weight)
             torch.testing.assert_close(shared["weights"][key], weight, atol=1e-4, rtol=1e-3)
         load_model(several / name)
+
+
+def test_trials_of_growth_are_those_of_one_rank(world, tmp_path):
+    def short_trials():
+        # Of a few steps: after a hundred rounding has grown beyond the tolerance.
+        grow_when.FEWEST_STEPS, grow_when.TRIAL_SHARE = 1, 1.0
+
+    short = "--grow-when auto --steps-phase1 2 --steps-phase2 0 --steps-phase3 0 --sample-tokens 0".split()
+    trials = []
+    for n_ranks in (1, 2):
+        folder = tmp_path / str(n_ranks)
+        outcomes = world.run(n_ranks, folder, *short, prepare=short_trials)
+        assert [outcome.code for outcome in outcomes] == [0] * n_ranks, outcomes
+        trials.append([row for row in rows_of(folder) if row["event"] == "trial"])
+    assert trials[0]
+    for a, b in zip(*trials, strict=True):
+        assert (a["step"], a["pays"], a["flops"]) == (b["step"], b["pays"], b["flops"])
+        for name in ("loss_before", "loss_as_it_is", "loss_grown"):
+            assert abs(a[name] - b[name]) <= TOLERANCE

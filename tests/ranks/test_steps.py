@@ -12,6 +12,7 @@ from models import Transformer, build_dense_model, build_moe_model, next_token_l
 from models.shards import at_rest, own, shared_dim, whole
 from tests.ranks.worlds import on_ranks
 from training import ranks
+from training.bad_steps import is_sound
 from training.optimizer import read_state
 from training.shared_state import lay_out
 from training.step import prepare_training, train_step
@@ -138,6 +139,28 @@ def test_faults_in_a_step_are_found():
                 fault(patch)
                 assert max(same_steps(config)) > 1e-3, fault.__name__
         assert max(same_steps(config)) < 1e-4
+
+    on_ranks(2, work)
+
+
+def test_a_bad_loss_on_one_rank_is_a_step_that_none_takes():
+    def work():
+        model = lay_out(built(GEOMETRY), CPU)
+        optimizers = prepare_training(model, CONFIG, None, is_lean=False)
+        before = [own(parameter).clone() for parameter in model.parameters()]
+
+        def bad(model, tokens_BT):
+            loss, routings = next_token_loss(model, tokens_BT)
+            return loss * (torch.inf if ranks.number() == 1 else 1), routings
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training.step, "next_token_loss", bad)
+            loss, _, norm = train_step(model, optimizers, ranks.own_rows(tokens(0), 2), 0.02, CONFIG)
+        assert not is_sound(loss, norm, CONFIG.grad_clip)
+        assert all(torch.equal(own(p), b) for p, b in zip(model.parameters(), before))
+        loss, _, norm = train_step(model, optimizers, ranks.own_rows(tokens(0), 2), 0.02, CONFIG)
+        assert is_sound(loss, norm, CONFIG.grad_clip)
+        assert not all(torch.equal(own(p), b) for p, b in zip(model.parameters(), before))
 
     on_ranks(2, work)
 
