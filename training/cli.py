@@ -83,7 +83,7 @@ def parse_config(arguments: list[str] | None, say=print) -> tuple[TrainingConfig
     plan_only = given.pop("plan")
     if "preset" in given and given["preset"] not in PRESETS:
         raise UserError(f"--preset {given['preset']}: unknown; the presets are {', '.join(PRESETS)}")
-    if ranks.is_restart() and (Path(given.get("checkpoint_dir", TrainingConfig.checkpoint_dir)) / STATE_NAME).exists():
+    if ranks.restarts() and (Path(given.get("checkpoint_dir", TrainingConfig.checkpoint_dir)) / STATE_NAME).exists():
         # torchrun starts its command again after a rank has failed: the run is there, and goes on.
         given |= {"resume": True, "overwrite": False}
     if given.get("resume"):

@@ -43,9 +43,9 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def is_restart() -> bool:
-    """Whether torchrun has started the ranks again after one of them failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarts() -> int:
+    """How often torchrun has started the ranks again after one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def planned_count() -> int:
@@ -93,9 +93,16 @@ def together(config: TrainingConfig, device: torch.device) -> Iterator[torch.dev
     else:
         # gloo has no all-to-all between dimensions of a tensor, gathers in its place, and would say so on each rank.
         logging.getLogger("torch.distributed.tensor._collective_utils").setLevel(logging.ERROR)
+    patience = PATIENCE[device.type]
+    store, number_here, n_ranks = next(dist.rendezvous("env://", timeout=patience))
+    # torchrun keeps its store when it starts the ranks again: under the same keys they would find addresses of the dead.
+    store = dist.PrefixStore(f"start {restarts()}", store)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        timeout=PATIENCE[device.type],
+        store=store,
+        rank=number_here,
+        world_size=n_ranks,
+        timeout=patience,
         device_id=device if device.type == "cuda" else None,
     )
     _unhurried = dist.new_group(backend="gloo", timeout=LONG)

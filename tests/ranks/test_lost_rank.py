@@ -84,7 +84,7 @@ def test_torchrun_starts_the_ranks_again(world, two, tmp_path):
         "step, calls = loop.train_step, []\n"
         "def deadly(*arguments):\n"
         "    calls.append(1)\n"
-        f"    if len(calls) == {STEPS + 2} and ranks.number() == 1 and not ranks.is_restart():\n"
+        f"    if len(calls) == {STEPS + 2} and ranks.number() == 1 and not ranks.restarts():\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return step(*arguments)\n"
         "loop.train_step = deadly\n"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,9 @@ def test_ranks_divide_what_they_share_and_plan_for_what_is_whole():
     for name in ("weights", "optimizer", "gradients"):
         assert getattr(shared, name) == pytest.approx(getattr(alone, name) / 4)
     assert alone.gathered == 0 < shared.gathered < shared.peak and shared.activations < alone.activations
-    full = choose_memory(PRESETS["reference"], 50_257, CPU, torch.bfloat16, 18 * GB, n_ranks=4)
-    assert not full[0].is_lean and choose_memory(PRESETS["reference"], 50_257, CPU, torch.bfloat16, 18 * GB)[0].is_lean
+    reference = PRESETS["reference"]
+    chosen = partial(choose_memory, reference, reference.dense_geometry(50_257), CPU, torch.bfloat16, 18 * GB)
+    assert chosen()[0].is_lean and not chosen(n_ranks=4)[0].is_lean
 
 
 def test_one_process_is_in_no_group(monkeypatch):
