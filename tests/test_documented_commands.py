@@ -28,20 +28,33 @@ RUN = {"preset": "tiny", "batch-size": 2, "data": "builtin", "tokenizer": "built
 SMALL = {
     "train_tinystories.py": {**MODEL, **STEPS, **RUN},
     "test_growth_checks.py": {},
+    "torchrun": {**MODEL, **STEPS, **RUN},
+    "generate.py": {"max-tokens": 8, "device": "cpu"},
+    "evaluate.py": {"max-tokens": 2000, "device": "cpu"},
     "transfer.grow": {},
+    "transfer.export": {},
+    "transfer.import_hf": {},
     "training.compare": {},
+    "training.report": {},
 }
-# What the texts call the reader's own files.
-PLACEHOLDERS = {"IN": "checkpoints/moe_model_final.pt", "OUT": "new.pt", "RUN_A": "checkpoints", "RUN_B": "stopped"}
+# What the texts call the reader's own files, what has to be downloaded, and what only a large model can do.
+PLACEHOLDERS = {
+    **{"IN": "checkpoints/moe_model_final.pt", "OUT": "new.pt"},
+    **{"RUN_A": "checkpoints", "RUN_B": "stopped", "DIR": "checkpoints"},
+    **{"FOLDER": "neox", "EleutherAI/pythia-160m": "neox", "512": str(MODEL["context-length"])},
+}
 # Too long to run, even made small, and where they are run; `python -m pytest` is running this.
 RUN_ELSEWHERE = {
     "pytest": "here",
+    "lm_eval": "by hand: a large package of its own",
     "tests.faults.campaign": "tests/faults: a selection of it",
     "tests.faults.soak": "by hand",
     "data.train_tokenizer": "tests/test_builtin_stories.py",
     "benchmarks.growth_study": "tests/test_growth_study.py",
     "benchmarks.growth_study_report": "tests/test_growth_study_report.py",
     "benchmarks.reference_growth": "by hand, at reference size alone",
+    "benchmarks.generate": "tests/test_benchmarks.py",
+    "benchmarks.scaling_ranks": "tests/ranks/test_plan.py",
     "benchmarks.memory": "tests/test_benchmarks.py",
     "benchmarks.moe_layer": "tests/test_benchmarks.py",
     "benchmarks.step_time": "tests/test_benchmarks.py",
@@ -52,9 +65,9 @@ RUN_ELSEWHERE = {
 
 
 def commands_in(text: str) -> set[str]:
-    """Lines of code blocks and inline code that call Python, without their comments."""
-    found = re.findall(r"^\s*(?:[A-Z_]+=\S+ )*((?:\.venv/bin/)?python3? .*)$", text, re.M)
-    found += re.findall(r"`(?:[A-Z_]+=\S+ )*(python3? [^`]+)`", text)
+    """Lines of code blocks and inline code that call Python or torchrun, without their comments."""
+    found = re.findall(r"^\s*(?:[A-Z_]+=\S+ )*((?:\.venv/bin/)?(?:python3? |torchrun .*\.py).*)$", text, re.M)
+    found += re.findall(r"`(?:[A-Z_]+=\S+ )*((?:python3? |torchrun .*\.py)[^`]*)`", text)
     return {re.split(r"\s#", command)[0].strip().removeprefix(".venv/bin/") for command in found}
 
 
@@ -62,11 +75,19 @@ COMMANDS = sorted({command for path in DOCUMENTS for command in commands_in(path
 
 
 def program_of(command: str) -> tuple[str, list[str]]:
-    words = shlex.split(command)[1:]
+    launcher, *words = shlex.split(command)
+    if launcher == "torchrun":
+        return launcher, words
     return (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
 
 
-RUNNABLE = [c for c in COMMANDS if program_of(c)[0] not in {*RUN_ELSEWHERE, "venv"}]
+# More machines than one cannot be had; four ranks, and their restarts, are in tests/ranks.
+OF_A_CLUSTER = ("--nnodes=2", "--nproc-per-node=4")
+RUNNABLE = [
+    command
+    for command in COMMANDS
+    if program_of(command)[0] not in {*RUN_ELSEWHERE, "venv"} and not any(flag in command for flag in OF_A_CLUSTER)
+]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +99,10 @@ def workplace(tmp_path_factory) -> Path:
     for name, more in (("checkpoints", []), ("stopped", ["--save-every", "0"])):
         arguments = with_small("train_tinystories.py", [*more, "--checkpoint-dir", name])
         assert run("train_tinystories.py", arguments, folder, stops_after=2 if more else None) == 143 * bool(more)
+    shutil.copy(folder / "checkpoints" / "large_moe_final.pt", folder / "grown.pt")
+    (folder / "imported").mkdir()
+    shutil.copy(folder / "checkpoints" / "dense_model.pt", folder / "imported")
+    assert run("transfer.export", ["--checkpoint", "checkpoints/dense_model.pt", "--out", "neox"], folder) == 0
     return folder
 
 
@@ -107,6 +132,9 @@ def in_child(program: str, arguments: list[str], folder: Path, stops_after: int 
     sys.argv = [program, *arguments]
     if stops_after is not None:
         stop_after(stops_after)
+    if program == "torchrun":
+        sys.argv = [str(ROOT / word) if word.endswith(".py") else word for word in sys.argv]
+        program = "torch.distributed.run"
     if program.endswith(".py"):
         runpy.run_path(str(ROOT / program), run_name="__main__")
     else:
@@ -125,8 +153,8 @@ def stop_after(n_steps: int) -> None:
 
 
 def test_commands_are_found():
-    text = "```bash\nX=1 python a.py --b   # why\n.venv/bin/python -m c d\n```\nand `python e.py` or `f.py`"
-    assert commands_in(text) == {"python a.py --b", "python -m c d", "python e.py"}
+    text = "```bash\nX=1 python a.py --b   # why\n.venv/bin/python -m c d\n```\nand `python e.py` or `f.py`;\ntorchrun --n a.py\ntorchrun sends"
+    assert commands_in(text) == {"python a.py --b", "python -m c d", "python e.py", "torchrun --n a.py"}
     assert {"python train_tinystories.py", "python train_tinystories.py --resume"} <= set(COMMANDS)
     programs = {program_of(command)[0] for command in COMMANDS}
     assert {*SMALL, *RUN_ELSEWHERE} - programs - {"test_growth_checks.py"} == set(), "no text names these any more"
@@ -143,9 +171,12 @@ def test_documented_command_works(command, workplace, tmp_path):
     assert program in SMALL, f"say in SMALL how {program} is made small, or in RUN_ELSEWHERE where it is run"
     folder = tmp_path / "workplace"
     shutil.copytree(workplace, folder)
-    if program == "train_tinystories.py" and "--checkpoint-dir" not in words:
-        words = [*words, "--checkpoint-dir", "stopped" if "--resume" in words else "another"]
+    if "train_tinystories.py" in (program, *words) and "--checkpoint-dir" not in words:
+        place = "stopped" if "--resume" in words else "imported" if "--start-phase" in words else "another"
+        words = [*words, "--checkpoint-dir", place]
     words = [PLACEHOLDERS.get(word, word) for word in words]
+    if "--out" in words:  # no command overwrites
+        (folder / words[words.index("--out") + 1]).unlink(missing_ok=True)
     code = run(program, with_small(program, words), folder)
     differs = program == "training.compare"  # which says so with 1
     assert code == (1 if differs else 0), (folder / "output").read_text(encoding="utf-8")
