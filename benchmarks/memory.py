@@ -31,11 +31,9 @@ from benchmarks.measuring import (
 from config import PRESETS, TrainingConfig
 from models import Transformer
 from training.device import pick_device
-from training.plan import GB, PhaseMemory, make_plan
+from training.plan import GB, PHASE_NAMES, PhaseMemory, make_plan
 from training.step import prepare_training, train_step
 from transfer.liveness import GradientCoverage
-
-NAMES = ("1 Dense", "2 MoE", "3 Large MoE")
 
 
 def train_phase(config: TrainingConfig, phase: int, steps: int) -> dict:
@@ -91,7 +89,7 @@ def run(given: list[str] | None) -> None:
         planned = planned_gb(plan.memory[phase - 1], device)
         rows.append(
             {
-                "phase": NAMES[phase - 1],
+                "phase": PHASE_NAMES[phase - 1],
                 "planned GB": planned,
                 "measured GB": result["peak_gb"],
                 "ratio": planned / result["peak_gb"],

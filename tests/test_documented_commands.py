@@ -66,8 +66,8 @@ RUN_ELSEWHERE = {
 
 def commands_in(text: str) -> set[str]:
     """Lines of code blocks and inline code that call Python or torchrun, without their comments."""
-    found = re.findall(r"^\s*(?:[A-Z_]+=\S+ )*((?:\.venv/bin/)?(?:python3? |torchrun .*\.py).*)$", text, re.M)
-    found += re.findall(r"`(?:[A-Z_]+=\S+ )*((?:python3? |torchrun .*\.py)[^`]*)`", text)
+    found = re.findall(r"^\s*(?:[A-Z_]+=\S+ )*((?:\.venv/bin/)?(?:python3? |torchrun [^`\n]*\.py).*)$", text, re.M)
+    found += re.findall(r"`(?:[A-Z_]+=\S+ )*((?:python3? |torchrun [^`\n]*\.py)[^`]*)`", text)
     return {re.split(r"\s#", command)[0].strip().removeprefix(".venv/bin/") for command in found}
 
 

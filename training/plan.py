@@ -28,6 +28,7 @@ OUT_OF_MEMORY_ADVICE = (
     "out of memory. Lower --batch-size (4 in place of 8), or grow less: --scale-factor 1.5 --extra-layers 2. "
     "--plan shows what each phase needs (trials of --grow-when auto need more); the models of finished phases are safe"
 )
+PHASE_NAMES = ("1 Dense", "2 MoE", "3 Large MoE")
 PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
 
 
@@ -145,18 +146,20 @@ class Plan:
     compute_dtype: torch.dtype | None
     available: float
     advice: str  # empty where everything fits
-    is_lean: bool
     n_ranks: int = 1
 
     @property
     def peak(self) -> float:
-        return max(memory.peak for memory in self.memory)
+        return peak_of(self.memory)
+
+    @property
+    def is_lean(self) -> bool:
+        return self.memory[0].is_lean
 
     def table(self) -> str:
         heads = ("total", "active", "weights", "optimizer", "gradients", "activations", "peak")
         lines = [f"{'Phase':<13}{'width × layers × heads':<23}" + "".join(f"{head:>12}" for head in heads)]
-        names = ("1 Dense", "2 MoE", "3 Large MoE")
-        for name, model, count, memory in zip(names, self.models, self.counts, self.memory):
+        for name, model, count, memory in zip(PHASE_NAMES, self.models, self.counts, self.memory):
             shape = f"{model.d_model} × {model.n_layers} × {model.n_heads}"
             sizes = (memory.weights, memory.optimizer, memory.gradients, memory.activations, memory.peak)
             cells = [f"{n / 1e6:.2f} M" for n in (count.total, count.active)] + [f"{n / GB:.2f} GB" for n in sizes]
@@ -208,7 +211,7 @@ def choose_memory(
         modes = [False]  # lean memory has nowhere to add up gradients, and frees what ranks share anyway
     for is_lean in modes:
         memory = memory_of_phases(config, dense, device, compute_dtype, is_lean, n_ranks)
-        if max(phase.peak for phase in memory) <= available:
+        if peak_of(memory) <= available:
             break
     return memory
 
@@ -239,7 +242,7 @@ def make_plan(
     if too_large:
         way = way_out(config, dense, available, device, compute_dtype, n_ranks)
         advice = f"Phase {too_large[0]} will not fit. {way}"
-    return Plan(models, counts, memory, compute_dtype, available, advice, memory[0].is_lean, n_ranks)
+    return Plan(models, counts, memory, compute_dtype, available, advice, n_ranks)
 
 
 def way_out(
@@ -262,11 +265,17 @@ def way_out(
             memory = choose_memory(changed, dense, device, compute_dtype, available, n_ranks)
         except UserError:  # 1.5 gives no whole number of heads here
             continue
-        need = max(phase.peak for phase in memory)
-        if change and need <= available:
-            flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in change.items())
-            return f"{flags} needs {need / GB:.1f} GB and fits"
+        if change and peak_of(memory) <= available:
+            return f"{as_flags(change)} needs {peak_of(memory) / GB:.1f} GB and fits"
     return "Neither a smaller batch nor less growth fits: lower --d-model or --n-layers, or take --preset tiny"
+
+
+def peak_of(phases: tuple[PhaseMemory, ...]) -> float:
+    return max(phase.peak for phase in phases)
+
+
+def as_flags(settings: dict) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
 
 
 def require_memory(plan: Plan, ignore: bool) -> None:

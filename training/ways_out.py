@@ -8,7 +8,7 @@ from pathlib import Path
 
 from config import TrainingConfig, UserError
 from training import ranks
-from training.plan import GB, OUT_OF_MEMORY_ADVICE, memory_of_phases
+from training.plan import GB, OUT_OF_MEMORY_ADVICE, as_flags, memory_of_phases, peak_of
 from training.resume import may_differ
 from training.run import Run
 from training.run_state import STATE_NAME
@@ -42,7 +42,7 @@ def out_of_memory_advice(run: Run | None) -> str:
         changed = dataclasses.replace(config, **changes)
         is_lean = plan.is_lean or changed.memory == "lean"
         phases = memory_of_phases(changed, plan.models[0], run.device, plan.compute_dtype, is_lean, plan.n_ranks)
-        return max(phase.peak for phase in phases) / GB
+        return peak_of(phases) / GB
 
     changes = [
         {"memory": "lean", "accumulate": 1},
@@ -53,11 +53,9 @@ def out_of_memory_advice(run: Run | None) -> str:
     for change in changes[plan.is_lean or plan.n_ranks > 1 :]:
         if not all(may_differ(name, run.saver.position) for name in change):  # growth, once it is done
             continue
-        flags = [
-            f"--{name.replace('_', '-')} {value}" for name, value in change.items() if value != getattr(config, name)
-        ]
+        flags = as_flags({name: value for name, value in change.items() if value != getattr(config, name)})
         try:
-            ways.append(f"{' '.join(flags)} needs {need(**change):.3g} GB")
+            ways.append(f"{flags} needs {need(**change):.3g} GB")
         except UserError:  # 1.5 gives no whole number of heads here
             continue
     return (
