@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from config import ModelConfig, UserError
-from durable_files import DamagedFile, read_tensors, reason, write_tensors
+from durable_files import DamagedFile, read_tensors, reason, replacing, write_tensors
 from models.shards import is_shared
 from models.transformer import Transformer
 
@@ -43,6 +43,24 @@ def gathered_weights(model: Transformer) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def copy_tokenizer(config: ModelConfig, source: Path, target: Path) -> None:
+    """Puts the tokenizer file that the model names, where it names one, from beside `source` beside `target`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if not config.tokenizer:
+        return
+    file, copy = source.with_name(config.tokenizer), target.with_name(config.tokenizer)
+    if not file.is_file() or copy.exists():
+        return
+    try:
+        with replacing(copy) as stream:
+            stream.write(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"could not write the model's tokenizer {copy}: {reason(error)}") from error
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Transformer:

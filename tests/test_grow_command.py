@@ -1,5 +1,6 @@
 """`python -m transfer.grow`: what it writes, how it refuses, what it holds in memory."""
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -49,6 +50,17 @@ def test_it_writes_the_grown_model_and_says_what_it_did(model, tmp_path):
     )
     assert "  ✓ ALL CHECKS PASSED" in lines and lines[-1] == f"Wrote {out}"
     assert model.read_bytes() == before and sorted(tmp_path.iterdir()) == [out, model]
+
+
+def test_a_tokenizer_file_goes_with_the_model_that_names_it(model, tmp_path):
+    source, name = tmp_path / "there" / "model.pt", "tokenizer-00000000.json"
+    source.parent.mkdir()
+    named = load_model(model)
+    named.config = dataclasses.replace(named.config, tokenizer=name)
+    save_model(named, source)
+    source.with_name(name).write_text("{}")
+    assert run(source, tmp_path / "grown.pt") == 0
+    assert (tmp_path / name).read_text() == "{}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
