@@ -43,7 +43,7 @@ PARTS = {
     ],
     "growth checks": ["training.boundary.run_checks"],
     "model files": ["training.loop.save_model", "training.loop.save_after_phase", "training.loop.save_if_due"],
-    "plot": ["train_tinystories.plot_curves"],
+    "picture and report": ["train_tinystories.plot_curves", "train_tinystories.write_report"],
 }
 
 
