@@ -104,12 +104,26 @@ def together(config: TrainingConfig, device: torch.device) -> Iterator[torch.dev
         world_size=n_ranks,
         timeout=patience,
         device_id=device if device.type == "cuda" else None,
+        **own_store(PATIENCE[device.type]),
     )
     _unhurried = dist.new_group(backend="gloo", timeout=LONG)
     yield device
     # Not after an error: others may be gone, or wait for this rank in something else.
     dist.destroy_process_group()
     _unhurried = None
+
+
+def own_store(timeout: timedelta) -> dict:
+    """Where the ranks of this attempt find each other, as `init_process_group` takes it; {} leaves that to torch.
+
+    torchrun (2.13) keeps one store for all its attempts, in which ranks that start again find the addresses of dead ones.
+    Only on one machine do all ranks know the number of the attempt; on several, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    """
+    if planned_count() != planned_count_here():
+        return {}
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return {"store": dist.PrefixStore(f"attempt {attempt}", store), "rank": rank, "world_size": world_size}
 
 
 def require_shareable(config: TrainingConfig, device: torch.device, n_ranks: int) -> None:
@@ -235,7 +249,9 @@ def is_lost(error: BaseException) -> bool:
 def lost_line(error: BaseException, steps_done: int) -> str:
     """For the user of a run whose rank is gone: who says so, where it was, and what was heard."""
     said = " ".join(str(error).split())[:160]
-    return f"rank {number()}: another rank is gone, or did not answer in time, after {steps_done} steps ({said})"
+    return (
+        f"rank {os.environ['RANK']}: another rank is gone, or did not answer in time, after {steps_done} steps ({said})"
+    )
 
 
 def be_quiet() -> None:
