@@ -93,16 +93,9 @@ def together(config: TrainingConfig, device: torch.device) -> Iterator[torch.dev
     else:
         # gloo has no all-to-all between dimensions of a tensor, gathers in its place, and would say so on each rank.
         logging.getLogger("torch.distributed.tensor._collective_utils").setLevel(logging.ERROR)
-    patience = PATIENCE[device.type]
-    store, number_here, n_ranks = next(dist.rendezvous("env://", timeout=patience))
-    # torchrun keeps its store when it starts the ranks again: under the same keys they would find addresses of the dead.
-    store = dist.PrefixStore(f"start {restarts()}", store)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=store,
-        rank=number_here,
-        world_size=n_ranks,
-        timeout=patience,
+        timeout=PATIENCE[device.type],
         device_id=device if device.type == "cuda" else None,
         **own_store(PATIENCE[device.type]),
     )
@@ -122,8 +115,7 @@ def own_store(timeout: timedelta) -> dict:
     if planned_count() != planned_count_here():
         return {}
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return {"store": dist.PrefixStore(f"attempt {attempt}", store), "rank": rank, "world_size": world_size}
+    return {"store": dist.PrefixStore(f"attempt {restarts()}", store), "rank": rank, "world_size": world_size}
 
 
 def require_shareable(config: TrainingConfig, device: torch.device, n_ranks: int) -> None:
