@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Callable
+
+import torch
 
 from config import UserError
 
@@ -19,29 +22,46 @@ def one_line(error: Exception) -> str:
     return text if len(text) <= LONGEST_LINE else f"{text[:half]} … {text[-half:]}"
 
 
-def run_command(work: Callable[[], int], too_little_memory: str) -> int:
-    """Runs a command that writes one thing, at its end; returns its exit code.
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """CUDA has its own exception; MPS and the CPU's allocator say it in words."""
+    words = ("MPS backend out of memory", "DefaultCPUAllocator")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in words)
 
-    That is what `work` returns, or 2 where something given cannot work, 4 out of memory, 130 stopped by Ctrl-C.
+
+def run_command(work: Callable[[], int | None], out_of_memory: str, stopped: str = "stopped") -> int:
+    """Runs a command and returns its exit code; what goes wrong is told in one line.
+
+    That is what `work` returns (None is 0), or 2 where something given cannot work, 4 out of memory, 130 stopped by
+    Ctrl-C, 141 where nobody reads on.
 
     Args:
-        too_little_memory: what has to fit, and what to do where it does not.
+        out_of_memory: what to do about it.
+        stopped: what is said of Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
-        # A terminal without UTF-8 shows ? for a tick; it must not end the program.
+        # A terminal without UTF-8 shows ? for what it has no letter for; that must not end the program.
         stream.reconfigure(errors="replace")
     try:
-        return work()
+        code = work()
+        sys.stdout.flush()
+        return code or 0
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; no model was written", file=sys.stderr)
+        print(f"\n{stopped}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # As `| head` does. Python would complain once more while it closes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # of a path that cannot be one, or of a full disk behind the output
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
+        if not is_out_of_memory(error):
             raise
-        print(f"error: out of memory: {too_little_memory}", file=sys.stderr)
+        print(f"error: out of memory: {out_of_memory}", file=sys.stderr)
         return 4
 
 

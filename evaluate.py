@@ -17,13 +17,12 @@ from pathlib import Path
 
 import torch
 
-from command_line import OneLineParser
+from command_line import OneLineParser, run_command
 from config import UserError
 from data import mean_bytes_per_token
 from data.held_out import read_held_out
 from durable_files import replacing
 from inference.checkpoint import add_common_flags, latest_checkpoint, load_trained
-from inference.command import exit_code
 from inference.expert_words import MIN_COUNT, TokensOfExperts, table
 from inference.held_out_loss import measure_loss
 from training.device import pick_device
@@ -158,7 +157,7 @@ def run(arguments: list[str] | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(run, arguments, "a smaller --batch-size, or --device cpu")
+    return run_command(lambda: run(arguments), "a smaller --batch-size, or --device cpu")
 
 
 if __name__ == "__main__":

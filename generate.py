@@ -14,11 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-from command_line import OneLineParser
+from command_line import OneLineParser, run_command
 from config import UserError
 from data.tokenizer import END_OF_TEXT
 from inference.checkpoint import Trained, add_common_flags, latest_checkpoint, load_trained
-from inference.command import exit_code
 from inference.stories import StoryPrinter, first_difference, printable, side_by_side
 from models.generation import continuations, room_for_tokens, stream_tokens
 from models.sampling import Sampling
@@ -172,7 +171,7 @@ def run(arguments: list[str] | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(run, arguments, "fewer prompts at a time, a smaller model, or --device cpu")
+    return run_command(lambda: run(arguments), "fewer prompts at a time, a smaller model, or --device cpu")
 
 
 if __name__ == "__main__":

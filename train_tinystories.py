@@ -17,7 +17,7 @@ import sys
 
 import torch
 
-from command_line import one_line
+from command_line import is_out_of_memory, one_line
 from config import TrainingConfig, UserError
 from data.tokenizer import find_tokenizer, load_tokenizer
 from training import ranks
@@ -26,7 +26,7 @@ from training.boundary import GrowthCheckFailed, cross_boundary
 from training.cli import RunComplete, parse_config
 from training.console import boundary_summary
 from training.loop import train_phase
-from training.plan import is_out_of_memory, make_plan
+from training.plan import make_plan
 from training.plot import plot_curves
 from training.report.page import write_report
 from training.run import PICTURE_NAME, REPORT_NAME

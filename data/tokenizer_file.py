@@ -5,6 +5,7 @@ What is read has to be a byte-level BPE, as GPT-2, GPT-NeoX and Pythia have it, 
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from pathlib import Path
@@ -15,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from config import UserError
 
 SUFFIX = ".json"
+LARGEST_VOCABULARY = 1 << 16  # tokens are kept as uint16
 OUR_NAME = re.compile(r"tokenizer-[0-9a-f]{8}\.json")
 
 
@@ -66,6 +68,12 @@ class TokenizerFile:
             raise UserError(f"the tokenizer {path} has no token {end_of_text}, which ends our stories")
         self.eot_token = ids[end_of_text]
         self.n_vocab = max(ids.values()) + 1  # ids may have gaps
+        if self.n_vocab > LARGEST_VOCABULARY:
+            raise UserError(
+                f"the tokenizer {path} has {self.n_vocab:,} ids, at most {LARGEST_VOCABULARY:,} can be used"
+            )
+        if json.loads(self._tokenizer.to_str())["model"]["type"] != "BPE":
+            raise UserError(f"the tokenizer {path} is no BPE, as GPT-2's and GPT-NeoX's are")
         added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
         self._bytes = [b""] * self.n_vocab
         for token, number in ids.items():

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from command_line import is_out_of_memory
 from config import PRESETS, ModelConfig, TrainingConfig, UserError
 from models import count_parameters, next_token_loss
 from models import experts as experts_module
@@ -17,7 +18,7 @@ from training import plan as plan_module
 from training.evaluate import bits_per_byte, heldout_loss
 from training.history import History, read_history
 from training.optimizer import build_optimizers, moment_bytes, read_state
-from training.plan import activation_bytes, is_out_of_memory, make_plan, require_memory
+from training.plan import activation_bytes, make_plan, require_memory
 from training.schedule import learning_rate
 
 SMALL = ModelConfig(vocab_size=101, d_model=32, n_layers=2, n_heads=4, context_length=16)

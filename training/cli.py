@@ -13,7 +13,7 @@ from config import PRESETS, TrainingConfig, UserError
 from training import ranks
 from training.device import pick_device
 from training.history import read_history
-from training.run import HISTORY_NAME
+from training.run import HISTORY_NAME, LAUNCHERS_NAME
 from training.run_state import STATE_NAME, read_saved_config
 from training.start_model import follow_start_model
 
@@ -83,8 +83,8 @@ def parse_config(arguments: list[str] | None, say=print) -> tuple[TrainingConfig
     plan_only = given.pop("plan")
     if "preset" in given and given["preset"] not in PRESETS:
         raise UserError(f"--preset {given['preset']}: unknown; the presets are {', '.join(PRESETS)}")
-    if ranks.restarts() and (Path(given.get("checkpoint_dir", TrainingConfig.checkpoint_dir)) / STATE_NAME).exists():
-        # torchrun starts its command again after a rank has failed: the run is there, and goes on.
+    if ranks.restarts() and is_begun_by_launcher(Path(given.get("checkpoint_dir", TrainingConfig.checkpoint_dir))):
+        # torchrun starts its command again after a rank has failed: its run is there, and goes on.
         given |= {"resume": True, "overwrite": False}
     if given.get("resume"):
         config = dataclasses.replace(saved_config(given), **given)
@@ -103,6 +103,13 @@ def parse_config(arguments: list[str] | None, say=print) -> tuple[TrainingConfig
     return config, device, plan_only
 
 
+def is_begun_by_launcher(folder: Path) -> bool:
+    """Whether the torchrun that has started this process had begun the run in the folder before."""
+    path = folder / LAUNCHERS_NAME
+    is_ours = path.exists() and ranks.launcher() in path.read_text(encoding="utf-8").splitlines()
+    return is_ours and (folder / STATE_NAME).exists()
+
+
 def saved_config(given: dict) -> TrainingConfig:
     """The settings of the run in the given `checkpoint_dir`, which resuming takes over.
 
@@ -115,5 +122,5 @@ def saved_config(given: dict) -> TrainingConfig:
     if (folder / HISTORY_NAME).exists() and any(
         row["event"] == "summary" for row in read_history(folder / HISTORY_NAME)
     ):
-        raise RunComplete(f"The run in {folder} is complete: there is nothing to go on with")
+        raise RunComplete(f"The run in {folder} is complete: there is nothing to go on with; more steps are a new run")
     raise UserError(f"{folder} holds no saved state ({STATE_NAME}) to resume; start without --resume")

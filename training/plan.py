@@ -77,11 +77,12 @@ def gathered_bytes(model: ModelConfig) -> float:
     """What is whole at once on a rank that shares its parameters, in bytes, fp32.
 
     The block that computes and the one that FSDP fetches ahead, and in the backward pass the gradients of one and
-    the buffer that shares them out; of the embedding the weights, the gradient and that buffer.
+    the buffer that shares them out; of the embedding and an output matrix of its own the weights, the gradient and
+    that buffer.
     """
-    embedding = model.vocab_size * model.d_model
-    block = (count_parameters(model).total - embedding) / model.n_layers
-    return 4 * (4 * block + 3 * embedding)
+    ends = (1 if model.tied else 2) * model.vocab_size * model.d_model
+    block = (count_parameters(model).total - ends) / model.n_layers
+    return 4 * (4 * block + 3 * ends)
 
 
 def activation_bytes(
@@ -285,9 +286,3 @@ def require_memory(plan: Plan, ignore: bool) -> None:
             f"{plan.advice}. Needed at the peak: {plan.peak / GB:.1f} GB, this device has {plan.available / GB:.1f} GB; "
             f"--plan shows each phase, --ignore-memory-plan tries all the same"
         )
-
-
-def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """CUDA has its own exception; MPS and the CPU's allocator say it in words."""
-    words = ("MPS backend out of memory", "DefaultCPUAllocator")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in words)

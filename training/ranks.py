@@ -15,7 +15,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TypeVar
@@ -30,6 +32,7 @@ from models import Routing
 PATIENCE = {"cpu": timedelta(seconds=50), "cuda": timedelta(minutes=10)}  # the first step on a GPU takes its time
 LONG = timedelta(days=7)
 RANK_LOST = 5  # exit code
+SAYING_SECONDS = 10.0
 T = TypeVar("T")
 _unhurried = None  # the group that has time
 
@@ -46,6 +49,11 @@ def is_first_process() -> bool:
 def restarts() -> int:
     """How often torchrun has started the ranks again after one of them failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def launcher() -> str:
+    """Names the torchrun that has started this process, alike in all its attempts."""
+    return f"{platform.node()} {os.getppid()} {os.environ.get('TORCHELASTIC_RUN_ID', '')}"
 
 
 def planned_count() -> int:
@@ -86,6 +94,9 @@ def together(config: TrainingConfig, device: torch.device) -> Iterator[torch.dev
     if planned_count() == 1:
         yield device
         return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(f"WORLD_SIZE is set, but {', '.join(missing)} not: start with torchrun, or unset WORLD_SIZE")
     require_shareable(config, device, planned_count())
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -251,9 +262,22 @@ def be_quiet() -> None:
     sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
+def require_alike(value: object, mistake: str) -> None:
+    """Raises UserError, with the ranks that differ, unless all ranks have the same."""
+    values = gathered(value)
+    differ = [rank for rank, other in enumerate(values) if other != values[0]]
+    if differ:
+        raise (UserError if is_first() else SaidByFirst)(f"rank {', '.join(map(str, differ))}: {mistake}")
+
+
 def say_once(text: str, error: BaseException) -> None:
-    """On stderr, what ended the run: by rank 0, and by another where it is that one's own."""
+    """On stderr, what ended the run: by rank 0, and by another where it is that one's own.
+
+    Where there is no group, all have made the same mistake, and torchrun ends rank 0 as soon as another has left: so they wait.
+    """
     if is_first_process():
         print(text, file=sys.stderr)
+    elif not dist.is_initialized():
+        time.sleep(SAYING_SECONDS)
     elif dist.is_initialized() and type(error) is UserError:
         print(f"rank {number()}: {text}", file=sys.stderr)

@@ -25,6 +25,7 @@ from transfer.optimizer_growth import State
 HISTORY_NAME = "training_history.jsonl"
 PICTURE_NAME = "training_curves.png"
 REPORT_NAME = "report.html"
+LAUNCHERS_NAME = ".torchrun"  # who has begun the run, where ranks share it: one line for each rank
 MODEL_NAMES = {1: "dense_model.pt", 2: "moe_model_final.pt", 3: "large_moe_final.pt"}
 
 
@@ -79,6 +80,7 @@ class Run:
         self.saver.wait()
         self.history.sync()
         (self.folder / STATE_NAME).unlink(missing_ok=True)
+        (self.folder / LAUNCHERS_NAME).unlink(missing_ok=True)
         forget_shards(self.folder)
 
     def count_step(self, model: ModelConfig) -> None:

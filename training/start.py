@@ -26,7 +26,7 @@ from training.history import History, NoHistory, require_history, verified_rows
 from training.live import Live, require_packages
 from training.plan import Plan, make_plan, require_memory
 from training.resume import changed_settings, entry_model, on_device
-from training.run import HISTORY_NAME, MODEL_NAMES, PICTURE_NAME, REPORT_NAME, Run
+from training.run import HISTORY_NAME, LAUNCHERS_NAME, MODEL_NAMES, PICTURE_NAME, REPORT_NAME, Run
 from training.run_state import STATE_NAME, RunState, read_run_state, write_run_state
 from training.saver import Saver
 from training.shared_state import lay_out, read_shards, require_whole_shards
@@ -61,6 +61,7 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
         if start:
             ranks.first_alone(lambda: require_tokenizer(start, data))
         stories = fingerprint(data)
+        ranks.require_alike(stories, "its stories are not those of rank 0; give all machines the same --data")
         if saved:
             require_same_stories(saved.data, stories)
         heldout = data.heldout_batches()
@@ -80,22 +81,31 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
         read_shards(at, folder, model, moments)
         at.weights, at.moments = None, {}  # the model and the optimizers own them from here on
         history, live = NoHistory(), None
+        launchers = ranks.gathered(ranks.launcher())
 
         def open_folder() -> None:
             nonlocal history, live
+            keep_tokenizer(config, folder)
             written = verified_rows(folder / HISTORY_NAME, at.history_bytes)[0] if at.history_bytes else []
             live = Live(config, folder, written)
             # Only now, when nothing else can be refused, does an earlier run make room for this one.
             for earlier in earlier_run:
                 earlier.unlink()
-            keep_tokenizer(config, folder)
+            (folder / LAUNCHERS_NAME).unlink(missing_ok=True)
+            if ranks.count() > 1:
+                (folder / LAUNCHERS_NAME).write_text("\n".join(launchers), encoding="utf-8")
             remove_leftovers(folder, (STATE_NAME, PICTURE_NAME, REPORT_NAME, *MODEL_NAMES.values()))
             if not saved:
                 # Before the history: from its first row on, the run can be resumed.
                 write_run_state(new, folder)
             history = History(folder / HISTORY_NAME, at.history_bytes, at.history_crc, live.tell)
 
-        ranks.first_alone(open_folder)
+        try:
+            ranks.first_alone(open_folder)
+        except BaseException:
+            if live:
+                live.close()
+            raise
         run = Run(
             config, device, compute_dtype, data, heldout, plan, folder, history,
             steps_done=at.steps_done * at.config["batch_size"] // config.batch_size, flops_done=at.flops_done,

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from training import ranks
 
 
-class Stopped(Exception):
-    """A signal asked the run to end; the text says where it was."""
+class Stopped(BaseException):
+    """A signal asked the run to end; the text says where it was. As Ctrl-C, no mistake that a handler of those may catch."""
 
     def __init__(self, number: int, where: str):
         super().__init__(f"stopped by {signal.Signals(number).name} {where}")

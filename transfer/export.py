@@ -40,10 +40,10 @@ MOE_NOTE = (
 DESCRIPTION = """Writes a model, dense or mixture of experts, as a folder of Hugging Face's format: weights
 (safetensors), config.json, generation_config.json, tokenizer and a model card. The model file is only read."""
 EPILOG = """how to open it:
-  AutoTokenizer.from_pretrained("DIR")
   AutoModelForCausalLM.from_pretrained("DIR")                           a dense model: it is a GPT-NeoX
   AutoModelForCausalLM.from_pretrained("DIR", trust_remote_code=True)   a mixture of experts: no stock architecture has
                                                                         GELU experts with biases
+and AutoTokenizer.from_pretrained in the same way.
 
 The card shows the run's figures and curves where training_history.jsonl and training_curves.png are beside the model.
 
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Wrote {given.out}/")
         return 0
 
-    return run_command(work, "the model has to fit")
+    return run_command(work, "the model has to fit", "stopped; no model was written")
 
 
 if __name__ == "__main__":

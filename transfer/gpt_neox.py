@@ -86,6 +86,9 @@ def from_neox_config(theirs: dict, context_length: int | None = None, tokenizer:
     if theirs.get("model_type") != "gpt_neox":
         raise UserError(f"model_type is {theirs.get('model_type')!r}, must be 'gpt_neox', the family that can be read")
     values = {**DEFAULTS, **theirs}
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(values.get(name), (dict, type(None))):
+            raise UserError(f"{name} is {values[name]!r}, must be an object or null")
     # transformers 5 puts what concerns RoPE into a dict.
     rope = {**(values["rope_scaling"] or {}), **(values.get("rope_parameters") or {})}
     values["rotary_pct"] = rope.get("partial_rotary_factor", values["rotary_pct"])

@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nWrote {given.out}")
         return 0
 
-    return run_command(work, "the old and the grown model have to fit; grow less")
+    return run_command(work, "the old and the grown model have to fit; grow less", "stopped; no model was written")
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
         import_hf(given.source, given.out, given.context_length)
         return 0
 
-    return run_command(work, "the model has to fit in fp32")
+    return run_command(work, "the model has to fit in fp32", "stopped; no model was written")
 
 
 if __name__ == "__main__":

@@ -67,9 +67,12 @@ def geometry(config: ModelConfig) -> list[str]:
 
 
 def figures(rows: list[dict], checkpoint: Path) -> list[str]:
-    """Held-out losses, boundaries and circumstances, up to the phase whose model this is (or all, by another name)."""
-    phase = next((number for number, name in MODEL_NAMES.items() if name == checkpoint.name), 3)
-    last = {row["phase"]: row for row in rows if row["event"] == "eval" and row["phase"] <= phase}
+    """Held-out losses, boundaries and circumstances, up to the phase whose model this is; nothing for a model that no
+    phase of the run has made."""
+    phase = next((number for number, name in MODEL_NAMES.items() if name == checkpoint.name), None)
+    last = {row["phase"]: row for row in rows if row["event"] == "eval" and phase and row["phase"] <= phase}
+    if phase not in last:
+        return []
     run = rows[0]
     lines = ["", "## The run", ""]
     if run["event"] == "run":

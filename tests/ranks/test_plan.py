@@ -12,8 +12,11 @@ import train_tinystories
 from benchmarks.scaling_ranks import RANKS, TOKENS, report
 from config import PRESETS, UserError
 from training import ranks
+from training.cli import parse_config
 from training.plan import GB, choose_memory, phase_memory
 from training.ranks import require_shareable
+from training.run import LAUNCHERS_NAME
+from training.run_state import RunState, write_run_state
 
 CPU, TINY = torch.device("cpu"), PRESETS["tiny"]
 
@@ -35,12 +38,45 @@ def test_ranks_that_cannot_share_are_told_why(changes, device, words):
 
 
 def test_four_wrong_processes_say_it_once(monkeypatch, capfd):
+    monkeypatch.setattr(ranks, "SAYING_SECONDS", 0.0)
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
     for rank in range(4):
         monkeypatch.setenv("WORLD_SIZE", "4")
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setattr(sys, "stdout", sys.stdout)  # which all ranks but the first give up
         assert train_tinystories.main(["--batch-size", "6", "--device", "cpu", "--preset", "tiny"]) == 2
     assert capfd.readouterr().err.count("batch_size is 6") == 1
+
+
+@pytest.mark.parametrize(
+    "launchers, is_resumed",
+    [(None, False), ("elsewhere 1 none", False), ("elsewhere 1 none\n{own}", True)],
+    ids=["a run of one process", "another torchrun's run", "its own run"],
+)
+def test_torchrun_goes_on_with_its_own_run_alone(launchers, is_resumed, tmp_path, monkeypatch):
+    write_run_state(RunState(dataclasses.asdict(TINY), {}, {}), tmp_path)
+    if launchers:
+        (tmp_path / LAUNCHERS_NAME).write_text(launchers.format(own=ranks.launcher()))
+    flags = ["--device", "cpu", "--preset", "tiny", "--overwrite", "--checkpoint-dir", str(tmp_path)]
+    assert parse_config(flags)[0].overwrite
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    config = parse_config(flags)[0]
+    assert (config.resume, config.overwrite) == (is_resumed, not is_resumed)
+
+
+def test_ranks_that_read_different_stories_are_named(monkeypatch):
+    ranks.require_alike("stories", "text")
+    monkeypatch.setattr(ranks, "gathered", lambda value: [value, value, "others"])
+    with pytest.raises(UserError, match="rank 2: its stories"):
+        ranks.require_alike("stories", "its stories")
+
+
+def test_a_shell_with_half_of_torchruns_settings_is_told_so(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match="MASTER_ADDR.* start with torchrun"), ranks.together(TINY, CPU):
+        pass
 
 
 def test_ranks_divide_what_they_share_and_plan_for_what_is_whole():

@@ -37,6 +37,7 @@ LAYOUTS = {
     "two experts each": (dataclasses.replace(GEOMETRY, n_layers=1, n_experts=8), 0),
     "fewer experts than ranks": (dataclasses.replace(GEOMETRY, n_layers=1, n_experts=2), 1),
     "experts that ranks do not divide": (dataclasses.replace(GEOMETRY, n_layers=1, n_experts=6), 1),
+    "as Pythia": (dataclasses.replace(GEOMETRY, tied=False, parallel_residual=True, rotary_share=0.5), 0),
     "columns, and uneven rows": (dataclasses.replace(GEOMETRY, d_model=26, n_heads=1, n_layers=1, n_experts=3), 1),
 }
 

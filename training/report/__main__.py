@@ -9,26 +9,23 @@ import argparse
 import sys
 from pathlib import Path
 
-from command_line import OneLineParser, one_line
-from config import UserError
+from command_line import OneLineParser, run_command
 from training.report.page import write_report
 
 
 def main(arguments: list[str] | None = None) -> int:
+    return run_command(lambda: report(arguments), "the history has to fit")
+
+
+def report(arguments: list[str] | None) -> None:
     parser = OneLineParser(
         usage="python -m training.report DIR [--compare OTHER]", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("folder", metavar="DIR", type=Path, help="the checkpoint folder of a run, complete or not")
     parser.add_argument("--compare", metavar="OTHER", type=Path, help="the folder of a run to set beside it")
-    try:
-        given = parser.parse_args(arguments)
-        path = write_report(given.folder, given.compare)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    print(f"Wrote {path}")
-    return 0
+    given = parser.parse_args(arguments)
+    print(f"Wrote {write_report(given.folder, given.compare)}")
 
 
 if __name__ == "__main__":

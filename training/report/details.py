@@ -17,7 +17,7 @@ CHECKS = {
     "symmetry": "the copies receive different gradients, so they will part",
 }
 # Of the `run` row.
-MACHINE = ("device", "machine", "threads", "precision", "memory", "torch", "python", "numpy", "commit")
+MACHINE = ("device", "machine", "threads", "precision", "memory", "ranks", "torch", "python", "numpy", "commit")
 MOST_LINES = 20
 
 

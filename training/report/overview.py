@@ -40,7 +40,7 @@ def verdict(record: Record) -> Verdict:
     if record.failures:
         kind, text = "bad", f"Growth failed: {', '.join(record.failures)}"
     elif n_boundaries:
-        kind, text = "good", "Growth kept the function" + ("" if n_boundaries == 2 else " so far")
+        kind, text = "good", "Growth kept the function" + ("" if record.summary else " so far")
     else:
         kind, text = "open", "Not grown yet"
     return Verdict(kind, text, detail, status(record), go_on(record))
