@@ -54,13 +54,14 @@ def rows_chart(
 def throughput_chart(record: Record, x: XAxis) -> Chart | None:
     points = {}
     for phase in record.phases:
-        every = max(record.config.get("log_every", 1), len(phase.steps) // STRETCHES, 1)
+        # In a short phase shorter stretches: one point is no line.
+        every = max(min(record.config.get("log_every", 1), len(phase.steps) // 4), len(phase.steps) // STRETCHES, 1)
         rows, places = phase.steps[::every], phase.places[::every]
         points[phase.number] = [
             (x.at(place), (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"]))
             for a, b, place in zip(rows, rows[1:], places[1:]) if b["seconds"] > a["seconds"]
         ]  # fmt: skip
-    return phase_chart(record, x, "Throughput", "with measuring", points, "tokens a second")
+    return phase_chart(record, x, "Throughput", "measuring included", points, "tokens a second")
 
 
 def phase_chart(
