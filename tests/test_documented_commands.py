@@ -165,7 +165,9 @@ def test_a_command_that_does_not_work_is_found(workplace, tmp_path):
     assert "unknown flag --step-phase1" in (tmp_path / "output").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("command", RUNNABLE)
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=[pytest.mark.slow] * c.startswith("torchrun")) for c in RUNNABLE]
+)
 def test_documented_command_works(command, workplace, tmp_path):
     program, words = program_of(command)
     assert program in SMALL, f"say in SMALL how {program} is made small, or in RUN_ELSEWHERE where it is run"

@@ -221,6 +221,7 @@ def test_the_settings_of_pythia_160m_make_its_geometry():
     assert count_parameters(config).total == 162_322_944  # as its card says
 
 
+@pytest.mark.slow
 def test_at_pythias_real_width_and_vocabulary_growth_is_exact():
     """Random weights, and two blocks in place of twelve, so that it stays within seconds."""
     dense = build_dense_model(dataclasses.replace(from_neox_config(PYTHIA_160M), n_layers=2, context_length=16))

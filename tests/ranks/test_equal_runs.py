@@ -11,7 +11,7 @@ from training.run import MODEL_NAMES
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(params=["two", "four"])
+@pytest.fixture(params=["two", pytest.param("four", marks=pytest.mark.slow)])
 def several(request):
     return request.getfixturevalue(request.param)
 

@@ -15,6 +15,8 @@ from tests.ranks.worlds import STEPS, differences, signal_after
 from training import ranks, saver, shared_state
 from training.compare import differences as parted
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -15,6 +15,8 @@ from training.history import read_history
 from training.run import HISTORY_NAME
 from training.run_state import STATE_NAME
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 
 
