@@ -25,9 +25,9 @@ from durable_files import replacing
 from inference.checkpoint import add_common_flags, latest_checkpoint, load_trained
 from inference.expert_words import MIN_COUNT, TokensOfExperts, table
 from inference.held_out_loss import measure_loss
+from models import summary
 from training.device import pick_device
 from training.evaluate import bits_per_byte
-from transfer.grow import summary
 from transfer.verify_growth_mechanics import dtype_name
 
 DESCRIPTION = """Measures a trained model on every token of a text: held-out loss in nats a token, perplexity, bits per

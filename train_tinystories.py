@@ -26,7 +26,7 @@ from training.boundary import GrowthCheckFailed, cross_boundary
 from training.cli import RunComplete, parse_config
 from training.console import boundary_summary
 from training.loop import train_phase
-from training.plan import make_plan
+from training.plan import Machine, make_plan
 from training.plot import plot_curves
 from training.report.page import write_report
 from training.run import PICTURE_NAME, REPORT_NAME
@@ -101,12 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
             if plan_only:
                 start = start_geometry(config)
                 compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
-                print(
-                    make_plan(
-                        config, vocabulary_size(config), device, compute_dtype,
-                        dense=start and dense_of(start), n_ranks=ranks.planned_count(),
-                    ).table()
-                )  # fmt: skip
+                dense = dense_of(start) if start else config.dense_geometry(vocabulary_size(config))
+                print(make_plan(config, dense, Machine.now(device, compute_dtype, ranks.planned_count())).table())
                 return 0
             with ranks.together(config, device) as device, start_run(config, device, stop) as run:
                 train(run)

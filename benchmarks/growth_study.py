@@ -58,7 +58,7 @@ TARGET = SMALL_MOE.grown(2, 2)
 
 @dataclass(frozen=True)
 class Growth:
-    """`at` is the compute at which it happens, in TFLOP."""
+    """`at` is the compute at which it happens, in TFLOP; `rate_share` what is left of the arm's learning rate after it."""
 
     at: float
     to: ModelConfig
@@ -66,6 +66,7 @@ class Growth:
     optimizer: str = "grown"
     noise: float = 1.0
     rewarm_steps: int = 20
+    rate_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Trainee:
     seconds: float = 0.0
     warm_from: int = 0
     warm_steps: int = WARMUP_STEPS
+    rate_share: float = 1.0
 
     @classmethod
     def new(cls, model: Transformer, state: dict | None = None, **cost) -> Trainee:
@@ -100,7 +102,7 @@ class Trainee:
     @property
     def cost(self) -> dict:
         """All but the model and its optimizers."""
-        names = ("steps", "flops", "seconds", "warm_from", "warm_steps")
+        names = ("steps", "flops", "seconds", "warm_from", "warm_steps", "rate_share")
         return {name: getattr(self, name) for name in names}
 
     def grown(self, growth: Growth, seed: int) -> Trainee:
@@ -113,12 +115,12 @@ class Trainee:
         seconds = self.seconds + time.process_time() - start
         return Trainee.new(
             model, state, steps=self.steps, flops=self.flops, seconds=seconds, warm_from=self.steps,
-            warm_steps=growth.rewarm_steps,
+            warm_steps=growth.rewarm_steps, rate_share=growth.rate_share,
         )  # fmt: skip
 
     def step(self, data, lr: float, budget: float | None) -> None:
         start = time.process_time()
-        share = min(1.0, (self.steps - self.warm_from + 1) / (self.warm_steps + 1))
+        share = self.rate_share * min(1.0, (self.steps - self.warm_from + 1) / (self.warm_steps + 1))
         if budget is not None:
             share *= min(1.0, max(0.0, (budget - self.flops) / (DECAY_SHARE * budget)))
         train_step(self.model, self.optimizers, data.train_batch(self.steps), lr * share, data.config)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from command_line import OneLineParser
 from config import UserError
@@ -64,7 +65,7 @@ def time_interleaved(
         calls[name] = max(1, math.ceil(SAMPLE_SECONDS / seconds_of(call, 1, device)))
     names = list(contenders)
     samples: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
+    for number in tqdm(range(rounds), desc="Rounds", leave=False, disable=None):
         first = number % len(names)
         for name in names[first:] + names[:first]:
             samples[name].append(seconds_of(contenders[name], calls[name], device))

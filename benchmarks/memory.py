@@ -31,7 +31,7 @@ from benchmarks.measuring import (
 from config import PRESETS, TrainingConfig
 from models import Transformer
 from training.device import pick_device
-from training.plan import GB, PHASE_NAMES, PhaseMemory, make_plan
+from training.plan import GB, PHASE_NAMES, Machine, PhaseMemory, make_plan
 from training.step import prepare_training, train_step
 from transfer.liveness import GradientCoverage
 
@@ -40,7 +40,7 @@ def train_phase(config: TrainingConfig, phase: int, steps: int) -> dict:
     """Peak in GB, seconds of each step and final loss of one phase; meant for a process of its own."""
     device = pick_device(config.device)
     compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
-    plan = make_plan(config, VOCAB_SIZE[config.preset], device, compute_dtype)
+    plan = make_plan(config, config.dense_geometry(VOCAB_SIZE[config.preset]), Machine.now(device, compute_dtype))
     model = Transformer.empty(plan.models[phase - 1], device).initialise(torch.Generator().manual_seed(0))
     coverage = GradientCoverage(model, plan.models[phase - 2]) if phase > 1 else None
     optimizers = prepare_training(model, config, compute_dtype, plan.is_lean)
@@ -82,7 +82,7 @@ def run(given: list[str] | None) -> None:
     config.validate()
     device = pick_device(config.device)
     compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
-    plan = make_plan(config, VOCAB_SIZE[config.preset], device, compute_dtype)
+    plan = make_plan(config, config.dense_geometry(VOCAB_SIZE[config.preset]), Machine.now(device, compute_dtype))
     rows = []
     for phase in arguments.phases:
         result = in_fresh_process(train_phase, config, phase, arguments.steps)

@@ -16,9 +16,11 @@ Errors are the largest |difference| / |expected| of output and gradients, from w
 from __future__ import annotations
 
 import sys
+from itertools import product
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from benchmarks.measuring import (
     DTYPES,
@@ -113,9 +115,10 @@ def run(given: list[str] | None) -> None:
     for name in arguments.dtypes:
         shapes = [shape for width in arguments.widths for shape in limit_shapes(arguments.tokens, width)]
         limits[name] = gemm_rate(DTYPES[name], device, shapes)
-        for width in arguments.widths:
-            for routing, expert_Nk in routings(arguments.tokens).items():
-                rows.append(measure(width, name, routing, expert_Nk, limits[name], device))
+    routed = routings(arguments.tokens)
+    cases = list(product(arguments.dtypes, arguments.widths, routed))
+    for name, width, routing in tqdm(cases, desc="Layers", disable=None):
+        rows.append(measure(width, name, routing, routed[routing], limits[name], device))
     what = ("dtype", "width", "routing")
     for unit in (" ms", ("/ dense", "/ limit", "spread"), " error"):
         columns = [name for name in rows[0] if name in what or name.endswith(unit)]

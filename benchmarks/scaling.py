@@ -35,7 +35,7 @@ from benchmarks.measuring import (
 from benchmarks.scaling_data import measure_data
 from config import ModelConfig, TrainingConfig
 from training.flops import step_flops
-from training.plan import phase_memory
+from training.plan import Machine, phase_memory
 
 CPU = torch.device("cpu")
 VOCABULARY, HEAD_DIM = 512, 32
@@ -63,7 +63,7 @@ def measure_step(config: ModelConfig, batch_size: int) -> dict[str, float]:
     train(ModelConfig(VOCABULARY, HEAD_DIM, 1, 1, 2, context_length=8), batch_size=1)  # threads and kernels are there
     before = peak_bytes(CPU)
     timing = train(config, batch_size)
-    plan = phase_memory(config, batch_size * config.context_length, CPU, None, is_lean=False)
+    plan = phase_memory(config, batch_size * config.context_length, Machine(CPU), is_lean=False)
     return {
         # The fastest: points are measured minutes apart, and what else a machine does only adds.
         "seconds": min(timing.samples),

@@ -21,7 +21,7 @@ from models import Transformer, count_parameters
 from models.shards import shared_dim
 from training.flops import step_flops
 from training.optimizer import is_matrix, muon_period
-from training.plan import GB, phase_memory
+from training.plan import GB, Machine, phase_memory
 
 CUDA = torch.device("cuda")
 VOCABULARY, CONTEXT = 50_257, 2_048
@@ -72,7 +72,7 @@ def experts_pay_from(model: ModelConfig, n_ranks: int) -> float | None:
 
 
 def memory_row(model: ModelConfig, n_ranks: int, tokens: int) -> dict:
-    memory = phase_memory(model, tokens * n_ranks, CUDA, torch.bfloat16, is_lean=False, n_ranks=n_ranks)
+    memory = phase_memory(model, tokens * n_ranks, Machine(CUDA, torch.bfloat16, n_ranks), is_lean=False)
     return {
         **named(model),
         "ranks": n_ranks,

@@ -45,22 +45,30 @@ def gathered_weights(model: Transformer) -> dict[str, Tensor]:
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
-def copy_tokenizer(config: ModelConfig, source: Path, target: Path) -> None:
-    """Puts the tokenizer file that the model names, where it names one, from beside `source` beside `target`.
+def put_tokenizer(source: Path, target: Path) -> None:
+    """Copies a tokenizer file; the copy appears whole under its name or not at all.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be read or written.
+    """
+    try:
+        with replacing(target) as stream:
+            stream.write(source.read_bytes())
+    except OSError as error:
+        raise UserError(f"could not write the model's tokenizer {target}: {reason(error)}") from error
+
+
+def bring_tokenizer(config: ModelConfig, source: Path, target: Path) -> None:
+    """Puts the tokenizer that the model at `source` names, where it names one and it is there, beside `target`.
+
+    Raises:
+        UserError: it cannot be read or written.
     """
     if not config.tokenizer:
         return
     file, copy = source.with_name(config.tokenizer), target.with_name(config.tokenizer)
-    if not file.is_file() or copy.exists():
-        return
-    try:
-        with replacing(copy) as stream:
-            stream.write(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"could not write the model's tokenizer {copy}: {reason(error)}") from error
+    if file.is_file() and not copy.exists():
+        put_tokenizer(file, copy)
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Transformer:

@@ -132,9 +132,3 @@ def unsharded(module: nn.Module) -> Iterator[nn.Module]:
         yield module
     finally:
         module.reshard()
-
-
-def at_rest(model: Transformer) -> None:
-    """Splits up again what a forward pass without a backward pass has left whole."""
-    if hasattr(model, "reshard"):
-        model.reshard()

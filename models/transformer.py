@@ -228,6 +228,11 @@ class Transformer(nn.Module):
             if isinstance(module, LayerNorm):
                 module.output_dtype = dtype
 
+    def rest(self) -> None:
+        """Where ranks share the model, splits up again what a forward pass without a backward pass has left whole."""
+        if hasattr(self, "reshard"):  # FSDP2's, see models/shards.py
+            self.reshard()
+
     def keep_hidden(self, keeps: bool) -> None:
         """Whether experts keep their hidden units for the backward pass, or compute them again."""
         for module in self.modules():
@@ -273,5 +278,4 @@ def exact_arithmetic(*models: Transformer):
     finally:
         for model, dtype in zip(models, before):
             model.compute_dtype = dtype
-            if hasattr(model, "reshard"):  # shared by ranks: see at_rest in models/shards.py
-                model.reshard()
+            model.rest()

@@ -13,7 +13,7 @@ from training.flops import step_flops
 from training.grow_when import Trial, trial_steps, try_growth
 from training.loop import phase_rates
 from training.optimizer import build_optimizers, read_state
-from training.plan import make_plan
+from training.plan import Machine, make_plan
 from training.run import Run
 from training.step import train_step
 from transfer.upcycling import upcycle_to_moe
@@ -26,7 +26,7 @@ def run(token_cache, tmp_path):
         eval_batches=2, cache_dir=str(token_cache),
     )  # fmt: skip
     data = load_data(config, say=lambda _: None)
-    plan = make_plan(config, data.tokenizer.n_vocab, torch.device("cpu"), None)
+    plan = make_plan(config, config.dense_geometry(data.tokenizer.n_vocab), Machine(torch.device("cpu")))
     return Run(config, torch.device("cpu"), None, data, data.heldout_batches(), plan, tmp_path, history=None)
 
 

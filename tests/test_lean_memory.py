@@ -9,7 +9,7 @@ from config import PRESETS, ModelConfig, UserError
 from models.moe import MoE
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training.optimizer import build_optimizers, is_matrix, read_state, write_state
-from training.plan import memory_of_phases
+from training.plan import Machine, memory_of_phases
 from training.step import prepare_training, train_step
 
 SMALL = ModelConfig(vocab_size=101, d_model=32, n_layers=3, n_heads=4, context_length=16)
@@ -107,10 +107,9 @@ def test_parts_of_a_batch_add_up_to_it(build, parts):
 
 
 def test_parts_take_less_memory_and_exclude_lean():
-    cpu, dense = torch.device("cpu"), PRESETS["reference"].dense_geometry(50_257)
+    cpu, dense = Machine(torch.device("cpu")), PRESETS["reference"].dense_geometry(50_257)
     whole, split = (
-        memory_of_phases(dataclasses.replace(PRESETS["reference"], accumulate=n), dense, cpu, None, False)[0]
-        for n in (1, 4)
+        memory_of_phases(dataclasses.replace(PRESETS["reference"], accumulate=n), dense, cpu, False)[0] for n in (1, 4)
     )
     assert split.activations < 0.6 * whole.activations and split.weights == whole.weights
     with pytest.raises(UserError, match="accumulate is 2, but with memory 'lean'.*--accumulate 1"):

@@ -18,7 +18,7 @@ from training import plan as plan_module
 from training.evaluate import bits_per_byte, heldout_loss
 from training.history import History, read_history
 from training.optimizer import build_optimizers, moment_bytes, read_state
-from training.plan import activation_bytes, make_plan, require_memory
+from training.plan import Machine, activation_bytes, make_plan, require_memory
 from training.schedule import learning_rate
 
 SMALL = ModelConfig(vocab_size=101, d_model=32, n_layers=2, n_heads=4, context_length=16)
@@ -187,10 +187,14 @@ def test_planned_activations_are_those_that_autograd_keeps(kind, is_lean, comput
     assert planned == pytest.approx(measured, rel=0.12)
 
 
+def plan_of(config, vocab_size, compute_dtype=None):
+    return make_plan(config, config.dense_geometry(vocab_size), Machine.now(CPU, compute_dtype))
+
+
 def test_plan_of_the_card_and_its_way_out(monkeypatch):
     monkeypatch.setattr(plan_module, "available_bytes", lambda device: 24e9)
     card = dataclasses.replace(TrainingConfig(), memory="full")
-    plan = make_plan(card, 50_257, CPU, None)
+    plan = plan_of(card, 50_257)
     table = plan.table()
     for text in ("832 × 7 × 8", "100.04 M", "371.64 M", "138.88 M", "1664 × 11 × 16", "2155.79 M", "693.26 M"):
         assert text in table
@@ -198,23 +202,23 @@ def test_plan_of_the_card_and_its_way_out(monkeypatch):
     with pytest.raises(UserError, match="will not fit.*--ignore-memory-plan"):
         require_memory(plan, ignore=False)
     require_memory(plan, ignore=True)
-    auto = make_plan(TrainingConfig(), 50_257, CPU, torch.bfloat16)
+    auto = plan_of(TrainingConfig(), 50_257, torch.bfloat16)
     assert auto.is_lean and not auto.advice and auto.peak < 18.2e9
     monkeypatch.setattr(plan_module, "available_bytes", lambda device: 14e9)
-    advice = make_plan(TrainingConfig(), 50_257, CPU, torch.bfloat16).advice
+    advice = plan_of(TrainingConfig(), 50_257, torch.bfloat16).advice
     assert "Phase 3 will not fit. --memory lean --scale-factor 1.5 --extra-layers 2 needs" in advice
     monkeypatch.setattr(plan_module, "available_bytes", lambda device: 64e9)
-    assert not make_plan(TrainingConfig(), 50_257, CPU, None).is_lean
-    assert make_plan(PRESETS["tiny"], 4_097, CPU, None).advice == ""
+    assert not plan_of(TrainingConfig(), 50_257).is_lean
+    assert plan_of(PRESETS["tiny"], 4_097).advice == ""
 
 
 def test_a_batch_too_large_is_halved_first(monkeypatch):
     config = dataclasses.replace(PRESETS["tiny"], batch_size=64, memory="lean")
-    need = max(m.peak for m in make_plan(config, 4_097, CPU, None).memory)
+    need = max(m.peak for m in plan_of(config, 4_097).memory)
     monkeypatch.setattr(plan_module, "available_bytes", lambda device: 0.8 * need)
-    assert "--batch-size 32 needs" in make_plan(config, 4_097, CPU, None).advice
+    assert "--batch-size 32 needs" in plan_of(config, 4_097).advice
     monkeypatch.setattr(plan_module, "available_bytes", lambda device: 1e6)
-    assert "lower --d-model" in make_plan(config, 4_097, CPU, None).advice
+    assert "lower --d-model" in plan_of(config, 4_097).advice
 
 
 def test_out_of_memory_is_told_from_other_errors():
@@ -226,5 +230,5 @@ def test_out_of_memory_is_told_from_other_errors():
 
 
 def test_plan_counts_what_the_models_have():
-    plan = make_plan(PRESETS["tiny"], 4_097, CPU, None)
+    plan = plan_of(PRESETS["tiny"], 4_097)
     assert [count.total for count in plan.counts] == [count_parameters(model).total for model in plan.models]

@@ -11,6 +11,7 @@ for the blocks that compute now (`gathered_bytes`).
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,22 @@ PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
 
 
 @dataclass(frozen=True)
+class Machine:
+    """What a run computes with: as many devices as ranks, each with `available` bytes. A `compute_dtype` of None is fp32."""
+
+    device: torch.device
+    compute_dtype: torch.dtype | None = None
+    n_ranks: int = 1
+    available: float = math.inf
+
+    @classmethod
+    def now(cls, device: torch.device, compute_dtype: torch.dtype | None, n_ranks: int = 1) -> Machine:
+        """With what is free at this moment; ranks of one machine share its CPU's memory."""
+        n_sharing = ranks.planned_count_here() if device.type == "cpu" else 1
+        return cls(device, compute_dtype, n_ranks, available_bytes(device) / n_sharing)
+
+
+@dataclass(frozen=True)
 class PhaseMemory:
     """Bytes that one phase takes while it trains, on each rank."""
 
@@ -52,21 +69,14 @@ class PhaseMemory:
         return self.weights + self.optimizer + max(own, self.trial) + self.process + self.gathered
 
 
-def phase_memory(
-    model: ModelConfig,
-    tokens: int,
-    device: torch.device,
-    compute_dtype: torch.dtype | None,
-    is_lean: bool,
-    n_ranks: int = 1,
-) -> PhaseMemory:
-    """The memory of training one phase, `tokens` of a batch (or of each of its parts) at once, on each of `n_ranks`."""
-    n_params = count_parameters(model).total
+def phase_memory(model: ModelConfig, tokens: int, machine: Machine, is_lean: bool) -> PhaseMemory:
+    """The memory of training one phase, `tokens` of a batch (or of each of its parts) at once, on each rank."""
+    n_params, n_ranks = count_parameters(model).total, machine.n_ranks
     return PhaseMemory(
         weights=4 * n_params / n_ranks,
         optimizer=moment_bytes(model, is_lean) / n_ranks,
         gradients=lean_gradient_bytes(model) if is_lean else 4 * n_params / n_ranks,
-        activations=activation_bytes(model, tokens // n_ranks, device, compute_dtype, is_lean),
+        activations=activation_bytes(model, tokens // n_ranks, machine.device, machine.compute_dtype, is_lean),
         process=PROCESS_BYTES,
         is_lean=is_lean,
         gathered=gathered_bytes(model) if n_ranks > 1 else 0.0,
@@ -139,15 +149,13 @@ def available_bytes(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """Geometry, parameters and memory of the three phases on a device with `available` bytes."""
+    """Geometry, parameters and memory of the three phases on a machine."""
 
     models: tuple[ModelConfig, ...]
     counts: tuple[ParameterCount, ...]
     memory: tuple[PhaseMemory, ...]
-    compute_dtype: torch.dtype | None
-    available: float
+    machine: Machine
     advice: str  # empty where everything fits
-    n_ranks: int = 1
 
     @property
     def peak(self) -> float:
@@ -158,6 +166,7 @@ class Plan:
         return self.memory[0].is_lean
 
     def table(self) -> str:
+        machine = self.machine
         heads = ("total", "active", "weights", "optimizer", "gradients", "activations", "peak")
         lines = [f"{'Phase':<13}{'width × layers × heads':<23}" + "".join(f"{head:>12}" for head in heads)]
         for name, model, count, memory in zip(PHASE_NAMES, self.models, self.counts, self.memory):
@@ -166,30 +175,25 @@ class Plan:
             cells = [f"{n / 1e6:.2f} M" for n in (count.total, count.active)] + [f"{n / GB:.2f} GB" for n in sizes]
             lines.append(f"{name:<13}{shape:<23}" + "".join(f"{cell:>12}" for cell in cells))
         lines.append(
-            f"Vocabulary {self.models[0].vocab_size:,}, precision {'bf16' if self.compute_dtype else 'fp32'}, "
+            f"Vocabulary {self.models[0].vocab_size:,}, precision {'bf16' if machine.compute_dtype else 'fp32'}, "
             f"memory {'lean' if self.is_lean else 'full'}. "
-            + (f"Each of {self.n_ranks} ranks: " if self.n_ranks > 1 else "")
-            + f"Needed at the peak: {self.peak / GB:.1f} GB; this device has {self.available / GB:.1f} GB free"
+            + (f"Each of {machine.n_ranks} ranks: " if machine.n_ranks > 1 else "")
+            + f"Needed at the peak: {self.peak / GB:.1f} GB; this device has {machine.available / GB:.1f} GB free"
         )
         return "\n".join(lines + ([self.advice] if self.advice else []))
 
 
 def memory_of_phases(
-    config: TrainingConfig,
-    dense: ModelConfig,
-    device: torch.device,
-    compute_dtype: torch.dtype | None,
-    is_lean: bool,
-    n_ranks: int = 1,
+    config: TrainingConfig, dense: ModelConfig, machine: Machine, is_lean: bool
 ) -> tuple[PhaseMemory, ...]:
     """The memory of all three phases, what growth adds included; `dense` is the model of the first."""
     models = config.geometries_from(dense)
     tokens = -(-config.batch_size // config.accumulate) * config.context_length
-    memory = [phase_memory(model, tokens, device, compute_dtype, is_lean, n_ranks) for model in models]
+    memory = [phase_memory(model, tokens, machine, is_lean) for model in models]
     counts = [count_parameters(model).total for model in models]
     for phase in (1, 2):
         # For its first steps the liveness report watches each new parameter with a bit.
-        watched = (counts[phase] - counts[phase - 1]) / 8 / n_ranks
+        watched = (counts[phase] - counts[phase - 1]) / 8 / machine.n_ranks
         memory[phase] = dataclasses.replace(memory[phase], gradients=memory[phase].gradients + watched)
     if config.grow_when == "auto":
         for phase in (0, 1):
@@ -198,63 +202,31 @@ def memory_of_phases(
     return tuple(memory)
 
 
-def choose_memory(
-    config: TrainingConfig,
-    dense: ModelConfig,
-    device: torch.device,
-    compute_dtype: torch.dtype | None,
-    available: float,
-    n_ranks: int = 1,
-) -> tuple[PhaseMemory, ...]:
+def choose_memory(config: TrainingConfig, dense: ModelConfig, machine: Machine) -> tuple[PhaseMemory, ...]:
     """The memory of all three phases in the mode that the config names; for "auto" lean only where full does not fit."""
     modes = {"full": [False], "lean": [True], "auto": [False, True]}[config.memory]
-    if config.accumulate > 1 or n_ranks > 1:
+    if config.accumulate > 1 or machine.n_ranks > 1:
         modes = [False]  # lean memory has nowhere to add up gradients, and frees what ranks share anyway
     for is_lean in modes:
-        memory = memory_of_phases(config, dense, device, compute_dtype, is_lean, n_ranks)
-        if peak_of(memory) <= available:
+        memory = memory_of_phases(config, dense, machine, is_lean)
+        if peak_of(memory) <= machine.available:
             break
     return memory
 
 
-def make_plan(
-    config: TrainingConfig,
-    vocab_size: int,
-    device: torch.device,
-    compute_dtype: torch.dtype | None,
-    tokenizer: str = "",
-    dense: ModelConfig | None = None,
-    n_ranks: int = 1,
-) -> Plan:
-    """Predicts a run's memory, and says what to change where it will not fit.
-
-    Args:
-        tokenizer: the name that the models will carry.
-        dense: the model of phase 1, where a model file decides it and not the settings.
-        n_ranks: that train together; on a CPU those of one machine share its memory.
-    """
-    dense = dense or config.dense_geometry(vocab_size, tokenizer)
+def make_plan(config: TrainingConfig, dense: ModelConfig, machine: Machine) -> Plan:
+    """Predicts a run's memory, and says what to change where it will not fit; `dense` is the model of phase 1."""
     models = config.geometries_from(dense)
     counts = tuple(count_parameters(model) for model in models)
-    available = available_bytes(device) / (ranks.planned_count_here() if device.type == "cpu" else 1)
-    memory = choose_memory(config, dense, device, compute_dtype, available, n_ranks)
-    advice = ""
-    too_large = [number for number, m in enumerate(memory, 1) if m.peak > available]
-    if too_large:
-        way = way_out(config, dense, available, device, compute_dtype, n_ranks)
-        advice = f"Phase {too_large[0]} will not fit. {way}"
-    return Plan(models, counts, memory, compute_dtype, available, advice, n_ranks)
+    memory = choose_memory(config, dense, machine)
+    too_large = [number for number, m in enumerate(memory, 1) if m.peak > machine.available]
+    advice = f"Phase {too_large[0]} will not fit. {way_out(config, dense, machine)}" if too_large else ""
+    return Plan(models, counts, memory, machine, advice)
 
 
-def way_out(
-    config: TrainingConfig,
-    dense: ModelConfig,
-    available: float,
-    device: torch.device,
-    compute_dtype: torch.dtype | None,
-    n_ranks: int = 1,
-) -> str:
+def way_out(config: TrainingConfig, dense: ModelConfig, machine: Machine) -> str:
     """The first of the card's ways out of an out-of-memory that fits, with its number."""
+    n_ranks = machine.n_ranks
     lean = {} if config.memory == "lean" or n_ranks > 1 else {"memory": "lean", "accumulate": 1}
     batches = {"batch_size": max(1, config.batch_size // 2 // n_ranks) * n_ranks, "accumulate": 1}
     smaller = {"scale_factor": 1.5, "extra_layers": 2}
@@ -263,10 +235,10 @@ def way_out(
         change = {name: value for name, value in way.items() if value != getattr(config, name)}
         try:
             changed = dataclasses.replace(config, **change)
-            memory = choose_memory(changed, dense, device, compute_dtype, available, n_ranks)
+            memory = choose_memory(changed, dense, machine)
         except UserError:  # 1.5 gives no whole number of heads here
             continue
-        if change and peak_of(memory) <= available:
+        if change and peak_of(memory) <= machine.available:
             return f"{as_flags(change)} needs {peak_of(memory) / GB:.1f} GB and fits"
     return "Neither a smaller batch nor less growth fits: lower --d-model or --n-layers, or take --preset tiny"
 
@@ -283,6 +255,6 @@ def require_memory(plan: Plan, ignore: bool) -> None:
     """Raises UserError where the plan does not fit, before anything has been trained."""
     if plan.advice and not ignore:
         raise UserError(
-            f"{plan.advice}. Needed at the peak: {plan.peak / GB:.1f} GB, this device has {plan.available / GB:.1f} GB; "
-            f"--plan shows each phase, --ignore-memory-plan tries all the same"
+            f"{plan.advice}. Needed at the peak: {plan.peak / GB:.1f} GB, "
+            f"this device has {plan.machine.available / GB:.1f} GB; --plan shows each phase, --ignore-memory-plan tries all the same"
         )

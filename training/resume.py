@@ -34,6 +34,9 @@ NEUTRAL = (
     *("tensorboard", "wandb"),
 )
 
+# How often a run is looked at: the history has other rows, the models come out the same.
+WATCHING = ("log_every", "eval_every")
+
 
 def may_differ(name: str, position: float) -> bool:
     """Whether a setting may still differ from that of a run at `position`, see `RunState`."""
@@ -67,6 +70,14 @@ def changed_settings(saved: RunState, config: TrainingConfig) -> dict[str, list]
             f"{saved.config['batch_size']}, which are no whole number of those; give half of it, or leave it out"
         )
     return changes
+
+
+def cost_of_changes(changes: dict[str, list], config: TrainingConfig) -> str:
+    """What the run no longer is, in words, after such changes of settings and facts."""
+    # `grow_when = "auto"` judges by the held-out losses that it has.
+    if set(changes) <= set(WATCHING) and config.grow_when != "auto":
+        return "The models will be the same, the history will not"
+    return "The run is no longer, bit for bit, the one that was never stopped"
 
 
 def entry_model(saved: RunState, model_path: Path, geometry: ModelConfig, seed: int) -> Transformer:

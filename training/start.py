@@ -24,8 +24,8 @@ from training.device import choose_precision
 from training.flops import step_flops
 from training.history import History, NoHistory, require_history, verified_rows
 from training.live import Live, require_packages
-from training.plan import Plan, make_plan, require_memory
-from training.resume import changed_settings, entry_model, on_device
+from training.plan import Machine, Plan, make_plan, require_memory
+from training.resume import changed_settings, cost_of_changes, entry_model, on_device
 from training.run import HISTORY_NAME, LAUNCHERS_NAME, MODEL_NAMES, PICTURE_NAME, REPORT_NAME, Run
 from training.run_state import STATE_NAME, RunState, read_run_state, write_run_state
 from training.saver import Saver
@@ -65,10 +65,8 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
         if saved:
             require_same_stories(saved.data, stories)
         heldout = data.heldout_batches()
-        plan = make_plan(
-            chosen, data.tokenizer.n_vocab, device, compute_dtype, data.summary["tokenizer"],
-            start and dense_of(start), ranks.count(),
-        )  # fmt: skip
+        dense = dense_of(start) if start else chosen.dense_geometry(data.tokenizer.n_vocab, data.summary["tokenizer"])
+        plan = make_plan(chosen, dense, Machine.now(device, compute_dtype, ranks.count()))
         print(plan.table())
         ranks.first_alone(lambda: require_memory(plan, config.ignore_memory_plan))
         new = beginning(config, plan, stories, facts(device, plan, start))
@@ -178,7 +176,7 @@ def record_start(run: Run, new: RunState, changes: dict[str, list]) -> None:
     changes |= {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if changes:
         said = ", ".join(f"{name} {before} → {now}" for name, (before, now) in changes.items())
-        print(f"Otherwise than before: {said}. The run is no longer, bit for bit, the one that was never stopped")
+        print(f"Otherwise than before: {said}. {cost_of_changes(changes, run.config)}")
         run.history.write("resumed", phase=at.phase, step=at.step, changes=changes, parameters=parameters)
 
 
@@ -192,7 +190,7 @@ def facts(device: torch.device, plan: Plan, start: ModelConfig | None = None) ->
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
-        "precision": "bf16" if plan.compute_dtype else "fp32",
+        "precision": "bf16" if plan.machine.compute_dtype else "fp32",
         "memory": "lean" if plan.is_lean else "full",
         **({"start_model": dataclasses.asdict(start)} if start else {}),
         **({"ranks": ranks.count()} if ranks.count() > 1 else {}),

@@ -13,9 +13,8 @@ from config import ModelConfig, TrainingConfig, UserError
 from data import StoryData
 from data.tokenizer import find_tokenizer, tokenizer_name
 from data.tokenizer_file import SUFFIX
-from durable_files import reason, replacing
 from models import summary
-from models.files import read_config
+from models.files import put_tokenizer, read_config
 from training.run import MODEL_NAMES
 
 
@@ -109,8 +108,4 @@ def keep_tokenizer(config: TrainingConfig, folder: Path) -> None:
     source = find_tokenizer(config.tokenizer, folder)
     path = folder / tokenizer_name(source)
     if not path.exists():
-        try:
-            with replacing(path) as file:
-                file.write(Path(source).read_bytes())
-        except OSError as error:
-            raise UserError(f"{path} could not be written: {reason(error)}") from error
+        put_tokenizer(Path(source), path)

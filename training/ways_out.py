@@ -41,8 +41,7 @@ def out_of_memory_advice(run: Run | None) -> str:
     def need(**changes) -> float:
         changed = dataclasses.replace(config, **changes)
         is_lean = plan.is_lean or changed.memory == "lean"
-        phases = memory_of_phases(changed, plan.models[0], run.device, plan.compute_dtype, is_lean, plan.n_ranks)
-        return peak_of(phases) / GB
+        return peak_of(memory_of_phases(changed, plan.models[0], plan.machine, is_lean)) / GB
 
     changes = [
         {"memory": "lean", "accumulate": 1},
@@ -50,7 +49,7 @@ def out_of_memory_advice(run: Run | None) -> str:
         {"scale_factor": 1.5, "extra_layers": 2},
     ]
     ways = []
-    for change in changes[plan.is_lean or plan.n_ranks > 1 :]:
+    for change in changes[plan.is_lean or plan.machine.n_ranks > 1 :]:
         if not all(may_differ(name, run.saver.position) for name in change):  # growth, once it is done
             continue
         flags = as_flags({name: value for name, value in change.items() if value != getattr(config, name)})

@@ -2,7 +2,8 @@
 
     python -m transfer.export --checkpoint checkpoints/dense_model.pt --out DIR
 
-This is the one module of transfer/ that reads what training writes: the history, for the model card.
+With model_card.py, which reads the history that training writes, and import_hf.py it is what in transfer/ needs more
+than models: a tokenizer goes where its model goes.
 
 Exit codes: 0 done, 2 something given cannot work, 4 out of memory, 130 stopped by Ctrl-C.
 """

@@ -21,7 +21,7 @@ from pathlib import Path
 from command_line import OneLineParser, run_command
 from config import TrainingConfig, UserError
 from models import load_model, save_model, summary
-from models.files import copy_tokenizer
+from models.files import bring_tokenizer
 from transfer.simple_growth import scale_bilaterally
 from transfer.verify_growth_mechanics import PRECISIONS, detailed_growth_check, dtype_name, precision_of
 
@@ -116,7 +116,7 @@ def grow(given: argparse.Namespace) -> list[str]:
     if not failed:
         # Another program may have written there meanwhile.
         require_writable(given.out, given.checkpoint)
-        copy_tokenizer(new_model.config, given.checkpoint, given.out)
+        bring_tokenizer(new_model.config, given.checkpoint, given.out)
         save_model(new_model, given.out)
     return failed
 

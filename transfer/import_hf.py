@@ -21,8 +21,8 @@ from command_line import OneLineParser, run_command
 from config import UserError
 from data.network import reachable
 from data.tokenizer import load_tokenizer, tokenizer_name
-from durable_files import reason, replacing
 from models import Transformer, save_model, summary
+from models.files import put_tokenizer
 from transfer.gpt_neox import from_neox_config, neox_name, our_name
 from transfer.grow import require_writable
 from transfer.hf_files import read_json, weights_in
@@ -89,11 +89,7 @@ def import_hf(source: str, out: Path, context_length: int | None = None) -> None
             f"{tokenizer_path} has {n_vocab:,} ids, but the model's vocab_size is {model.config.vocab_size:,}"
         )
     beside = out.with_name(model.config.tokenizer)
-    try:
-        with replacing(beside) as file:
-            file.write(tokenizer_path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{beside} could not be written: {reason(error)}") from error
+    put_tokenizer(tokenizer_path, beside)
     save_model(model, out)
     print(summary(model.config))
     print(f"Wrote {out}, and its tokenizer {beside.name} beside it")

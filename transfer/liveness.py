@@ -29,7 +29,7 @@ from torch import Tensor
 
 from config import ModelConfig
 from models import Routing, Transformer
-from models.shards import at_rest, is_shared, own, own_range, shared_as, whole
+from models.shards import is_shared, own, own_range, shared_as, whole
 from transfer.growth_maps import AxisMap, GrowthMaps
 
 BITS = tuple(1 << i for i in range(8))
@@ -130,7 +130,7 @@ def liveness_report(
     )
     if model.config.is_moe:
         routings = model.hidden(tokens_BT[:, :-1].to(model.device))[1]
-        at_rest(model)
+        model.rest()
         shares = expert_shares(routings)
         smallest = [min(layer) for layer in shares]
         report.smallest_expert_share = min(smallest)

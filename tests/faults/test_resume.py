@@ -103,6 +103,12 @@ def test_what_is_otherwise_than_before_is_in_the_history(folder):
     assert "lr_phase3 0.01 → 0.001" in outcome.out
 
 
+def test_looking_more_often_changes_no_model(folder, shop):
+    outcome = resume(folder, "--eval-every", "9", "--log-every", "1")
+    assert outcome.code == 0 and "The models will be the same" in outcome.out
+    assert all(same_model(shop.expected / name, folder / name) for name in MODEL_NAMES.values())
+
+
 def test_growth_may_be_another_until_it_is_done(folder):
     assert resume(folder, "--scale-factor", "1.5", "--extra-layers", "0").code == 0
     assert load_model(folder / "large_moe_final.pt").config.d_model == 24

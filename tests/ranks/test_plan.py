@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from benchmarks.scaling_ranks import RANKS, TOKENS, report
 from config import PRESETS, UserError
 from training import ranks
 from training.cli import parse_config
-from training.plan import GB, choose_memory, phase_memory
+from training.plan import GB, Machine, choose_memory, phase_memory
 from training.ranks import require_shareable
 from training.run import LAUNCHERS_NAME
 from training.run_state import RunState, write_run_state
@@ -81,13 +80,15 @@ def test_a_shell_with_half_of_torchruns_settings_is_told_so(monkeypatch):
 
 def test_ranks_divide_what_they_share_and_plan_for_what_is_whole():
     model = TINY.phase_geometries(4_097)[2]
-    alone, shared = (phase_memory(model, 4096, CPU, None, False, n_ranks) for n_ranks in (1, 4))
+    alone, shared = (phase_memory(model, 4096, Machine(CPU, None, n_ranks), False) for n_ranks in (1, 4))
     for name in ("weights", "optimizer", "gradients"):
         assert getattr(shared, name) == pytest.approx(getattr(alone, name) / 4)
     assert alone.gathered == 0 < shared.gathered < shared.peak and shared.activations < alone.activations
     reference = PRESETS["reference"]
-    chosen = partial(choose_memory, reference, reference.dense_geometry(50_257), CPU, torch.bfloat16, 18 * GB)
-    assert chosen()[0].is_lean and not chosen(n_ranks=4)[0].is_lean
+    dense = reference.dense_geometry(50_257)
+    for n_ranks in (1, 4):
+        machine = Machine(CPU, torch.bfloat16, n_ranks, available=18 * GB)
+        assert choose_memory(reference, dense, machine)[0].is_lean == (n_ranks == 1)
 
 
 def test_one_process_is_in_no_group(monkeypatch):

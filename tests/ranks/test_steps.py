@@ -9,7 +9,7 @@ import training.muon
 import training.step
 from config import ModelConfig, TrainingConfig
 from models import Transformer, build_dense_model, build_moe_model, next_token_loss
-from models.shards import at_rest, own, shared_dim, whole
+from models.shards import own, shared_dim, whole
 from tests.ranks.worlds import on_ranks
 from training import ranks
 from training.bad_steps import is_sound
@@ -201,7 +201,7 @@ def test_the_checks_pass_on_ranks_and_fail_where_growth_is_wrong():
         checks = (check_rope_integrity, check_router_scaling, check_symmetry_breaking, check_functional_identity)
         assert all(check(model, grown) for check in checks)
         assert not check_symmetry_breaking(model, locked)
-        at_rest(grown)
+        grown.rest()
         with torch.no_grad():
             own(grown.blocks[0].mlp.router.weight).mul_(2)
         assert not check_router_scaling(model, grown)
