@@ -89,15 +89,35 @@ def synchronise(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def gemm_rate(dtype: torch.dtype, device: torch.device, shapes: list[tuple[int, int, int]]) -> float:
-    """FLOP/s of the fastest product (m, k) · (n, k)ᵀ among `shapes` (m, k, n): what this machine can do at best."""
-    best = 0.0
+@dataclass(frozen=True)
+class Limit:
+    """This machine's fastest matrix product. It is timed among the contenders, for what a machine can do changes
+    within seconds where others compute on the same chip, or where it grows hot."""
+
+    flops: float  # of one call
+    call: Callable[[], object]
+    best: float  # FLOP/s of its fastest sample
+
+    def rate(self, timings: dict[str, Timing]) -> float:
+        """FLOP/s in the rounds of `timings`, in which it took part as `LIMIT`."""
+        return self.flops / timings[LIMIT].seconds
+
+
+LIMIT = "limit"
+
+
+def find_limit(dtype: torch.dtype, device: torch.device, shapes: list[tuple[int, int, int]]) -> Limit:
+    """The fastest product (m, k) · (n, k)ᵀ among `shapes` (m, k, n)."""
+    products = {}
     for m, k, n in shapes:
         generator = torch.Generator().manual_seed(0)
         a, b = (torch.randn(rows, k, generator=generator).to(device, dtype) for rows in (m, n))
-        timing = time_interleaved({"product": lambda a=a, b=b: a @ b.T}, device)["product"]
-        best = max(best, 2 * m * k * n / min(timing.samples))
-    return best
+        products[m, k, n] = lambda a=a, b=b: a @ b.T
+    found = []
+    for shape, timing in time_interleaved(products, device).items():
+        flops = 2.0 * math.prod(shape)
+        found.append(Limit(flops, products[shape], flops / min(timing.samples)))
+    return max(found, key=lambda limit: limit.best)
 
 
 def limit_shapes(tokens: int, d_model: int) -> list[tuple[int, int, int]]:

@@ -69,6 +69,13 @@ def test_a_timing_is_its_median_and_its_range():
     assert timing.seconds == 2.0 and timing.spread == 4.0
 
 
+def test_the_limit_is_the_fastest_product_and_is_timed_with_the_contenders():
+    limit = measuring.find_limit(torch.float32, CPU, [(4, 4, 4), (256, 256, 256)])
+    assert limit.flops == 2 * 256**3 and limit.call().shape == (256, 256)
+    timings = {measuring.LIMIT: measuring.Timing((2.0, 1.0, 4.0))}
+    assert measuring.Limit(8.0, limit.call, best=8.0).rate(timings) == 4.0
+
+
 def test_moe_layer_runs_every_routing_and_reports_shares_of_the_faster_dense_peer(tmp_path):
     rows = figures_of(moe_layer.main, tmp_path / "f.json", "--widths 16 --tokens 64")["rows"]
     assert len(rows) == 2 * 5
@@ -284,7 +291,7 @@ def test_gpu_runs_every_path_on_a_cpu(tmp_path, monkeypatch):
 
 
 def a_bench(seconds: float) -> gpu.Bench:
-    return gpu.Bench(gpu.SMALL, CPU, limit=1e9, data="no/such/file", ends=time.monotonic() + seconds)
+    return gpu.Bench(gpu.SMALL, CPU, [(8, 8, 8)], 1e9, data="no/such/file", ends=time.monotonic() + seconds)
 
 
 def test_a_section_that_fails_or_has_no_time_left_is_reported_and_keeps_its_rows(monkeypatch):
