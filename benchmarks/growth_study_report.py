@@ -12,174 +12,32 @@ Exit codes: 0 done, 2 something given cannot work.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks.study_comparison import Reach, differences, leads, reach_scratch
+from benchmarks.study_picture import draw
+from benchmarks.study_results import (
+    ABLATION,
+    OURS,
+    SCRATCH,
+    SMALL_DENSE,
+    SMALL_MOE,
+    Study,
+    nats,
+    read_study,
+    split_sweep,
+    tflop,
+)
 from command_line import OneLineParser
 from config import UserError
 
 RESULTS = Path(__file__).parent / "results" / "growth_study.json"
 DOCS = Path(__file__).parent.parent / "docs"
 MARKERS = ("<!-- tables: begin -->", "<!-- tables: end -->")
-
-SCRATCH, SMALL_DENSE, SMALL_MOE, OURS = "target from scratch", "small dense continued", "small MoE continued", "ours"
-SWEEP, ABLATION = ", lr ", "ablation: "
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement: counted FLOPs, seconds of one thread, held-out loss in nats a token.
-
-    `budget` is in FLOPs; None on the trunk. The `loss` of a run that diverged is infinite.
-    """
-
-    arm: str
-    seed: int
-    budget: float | None
-    flops: float
-    seconds: float
-    loss: float
-    steps: int
-    width: int
-
-
-NUMBER = (int, float)
-KINDS = {
-    "arm": str, "seed": int, "budget": (*NUMBER, type(None)), "flops": NUMBER, "seconds": NUMBER, "loss": NUMBER,
-    "steps": int, "width": int,
-}  # fmt: skip
-
-
-@dataclass
-class Study:
-    """The rows by arm: annealed ones by (seed, budget), those of the trunk by seed in the order of training."""
-
-    machine: str
-    annealed: dict[str, dict[tuple[int, float], Row]] = field(default_factory=dict)
-    trunks: dict[str, dict[int, list[Row]]] = field(default_factory=dict)
-
-    def at(self, arm: str, budget: float) -> dict[int, Row]:
-        """The arm's annealed rows at one budget, by seed."""
-        return {seed: row for (seed, b), row in self.annealed[arm].items() if b == budget}
-
-    def losses(self, arm: str, budget: float) -> list[float]:
-        return [row.loss for row in self.at(arm, budget).values()]
-
-    def budgets(self, *arms: str) -> list[float]:
-        """All budgets that one of the arms has, ascending."""
-        return sorted({budget for arm in arms for _, budget in self.annealed[arm]})
-
-    def best_first(self, arms: list[str]) -> list[str]:
-        """By the mean loss at the longest budget; arms that lack it last."""
-        longest = max(self.budgets(*arms), default=0)
-        return sorted(arms, key=lambda arm: fmean(self.losses(arm, longest) or [math.inf]))
-
-    @property
-    def arms(self) -> list[str]:
-        """All but sweeps and ablations, best first."""
-        return self.best_first([arm for arm in self.annealed if SWEEP not in arm and not arm.startswith(ABLATION)])
-
-    @property
-    def ablations(self) -> list[str]:
-        return self.best_first([arm for arm in self.annealed if SWEEP not in arm and arm.startswith(ABLATION)])
-
-    @property
-    def sweeps(self) -> list[str]:
-        """By arm, then by learning rate."""
-        names = [arm for arm in self.annealed if SWEEP in arm]
-        return sorted(names, key=lambda name: (split_sweep(name)[0], float(split_sweep(name)[1])))
-
-
-def split_sweep(name: str) -> tuple[str, str]:
-    """The arm and the learning rate that a sweep's name is made of."""
-    arm, _, rate = name.rpartition(SWEEP)
-    return arm, rate
-
-
-def read_study(path: Path) -> Study:
-    """Reads and checks the results.
-
-    Raises:
-        UserError: the file cannot be read, is no results file, or holds too little to compare.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; python -m benchmarks.growth_study writes it") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not (isinstance(content, dict) and isinstance(content.get("rows"), list) and "machine" in content):
-        raise UserError(f"{path} holds no machine and rows; python -m benchmarks.growth_study writes such a file")
-    study = Study(str(content["machine"]))
-    for number, values in enumerate(content["rows"], start=1):
-        try:
-            add_row(study, values)
-        except UserError as error:
-            raise UserError(f"{path}, row {number}: {error}") from error
-    check_reference(study, path)
-    return study
-
-
-def add_row(study: Study, values: dict) -> None:
-    """Raises UserError for a row that is not as the study writes it, or that is there already."""
-    if not isinstance(values, dict) or set(values) != set(KINDS):
-        given = json.dumps(list(values) if isinstance(values, dict) else values)
-        raise UserError(f"the columns are {given}; they have to be {json.dumps(list(KINDS))}")
-    for name, kind in KINDS.items():
-        if not isinstance(values[name], kind):
-            raise UserError(f"{name} is {json.dumps(values[name])}")
-    row = Row(**values)
-    if not math.isfinite(row.loss):
-        # Unlike nan, infinity compares: a run that diverged is worse than all others.
-        row = dataclasses.replace(row, loss=math.inf)
-    if row.budget is None:
-        study.trunks.setdefault(row.arm, {}).setdefault(row.seed, []).append(row)
-        return
-    for name in ("budget", "flops", "seconds"):
-        if not 0 < getattr(row, name) < math.inf:
-            raise UserError(f"{name} is {getattr(row, name)}, must be more than 0")
-    if SWEEP in row.arm and not is_number(split_sweep(row.arm)[1]):
-        raise UserError(f"arm is {row.arm!r}, but no learning rate follows {SWEEP!r}")
-    if (row.seed, row.budget) in study.annealed.setdefault(row.arm, {}):
-        raise UserError(
-            f"arm {row.arm!r}, seed {row.seed}, budget {row.budget:g} is there twice; keep one study a file"
-        )
-    study.annealed[row.arm][row.seed, row.budget] = row
-
-
-def is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def check_reference(study: Study, path: Path) -> None:
-    """Raises UserError unless the scratch run, to which all is compared, can serve as that."""
-    if SCRATCH not in study.annealed:
-        raise UserError(f"{path} has no annealed rows of the arm {SCRATCH!r}, to which the others are compared")
-    for budget in study.budgets(SCRATCH):
-        if not all(map(math.isfinite, study.losses(SCRATCH, budget))):
-            raise UserError(f"{path}: {SCRATCH!r} diverged, so nothing can be compared to it")
-        if len(study.at(SCRATCH, budget)) < 2:
-            raise UserError(
-                f"{path} has only one seed of {SCRATCH!r} at {tflop(budget)}; run two or more, as one has no spread"
-            )
-
-
-def tflop(flops: float) -> str:
-    return f"{flops / 1e12:g} TFLOP"
-
-
-def nats(loss: float) -> str:
-    return f"{loss:.3f}" if math.isfinite(loss) else "diverged"
 
 
 def difference(loss: float) -> str:
@@ -219,57 +77,6 @@ def loss_table(study: Study) -> str:
     return table(["arm", "seeds", *map(tflop, budgets)], rows)
 
 
-@dataclass(frozen=True, order=True)
-class Reach:
-    """Cost to reach a loss as a share of another run's cost; ordered from cheap to dear.
-
-    `bound` is -1 where the share is only an upper bound, 1 where the loss was not reached, else 0.
-    """
-
-    bound: int
-    share: float
-
-    def __str__(self) -> str:
-        return {-1: "< ", 0: ""}[self.bound] + f"{100 * self.share:.0f} %" if self.bound < 1 else "not reached"
-
-
-def reach(points: list[tuple[float, float]], target: float, whole: float) -> Reach:
-    """Where the loss first falls to `target`, between annealed runs: log cost is linear in loss; no extrapolation.
-
-    `points` are (cost, loss), ascending in cost; `whole` is the cost that counts as 1.
-    """
-    points = [point for point in points if math.isfinite(point[1])]
-    for i, (cost, loss) in enumerate(points):
-        if loss > target:
-            continue
-        if i == 0:
-            return Reach(0 if loss == target else -1, cost / whole)
-        cost_before, loss_before = points[i - 1]
-        part = (loss_before - target) / (loss_before - loss)
-        return Reach(0, cost_before * (cost / cost_before) ** part / whole)
-    return Reach(1, math.inf)
-
-
-def reach_scratch(study: Study, arm: str, budget: float, cost: str) -> list[Reach]:
-    """How the arm reaches the scratch run's loss at `budget`: the seeds' means first, then each seed alone.
-
-    `cost` is "flops" or "seconds". Seeds that lack some of the arm's budgets are left out, for their
-    curves would end too early. Empty where no seed is left.
-    """
-    budgets, scratch = study.budgets(arm), study.at(SCRATCH, budget)
-    seeds = sorted(seed for seed in scratch if all((seed, b) in study.annealed[arm] for b in budgets))
-
-    def mean(rows: list[Row]) -> tuple[float, float]:
-        return fmean(getattr(row, cost) for row in rows), fmean(row.loss for row in rows)
-
-    reached = []
-    for group in [seeds, *([seed] for seed in seeds)] if seeds else []:
-        whole, target = mean([scratch[seed] for seed in group])
-        points = [mean([study.annealed[arm][seed, b] for seed in group]) for b in budgets]
-        reached.append(reach(sorted(points), target, whole))
-    return reached
-
-
 def reach_cell(reached: list[Reach]) -> str:
     """The seeds' means, and in brackets the cheapest and the dearest seed."""
     if not reached:
@@ -295,10 +102,15 @@ def reach_table(study: Study) -> str:
     return table(header, rows)
 
 
-def differences(study: Study, arm: str, reference: str, budget: float) -> dict[int, float]:
-    """Loss of `arm` minus that of `reference`, by seed, for the seeds that both have."""
-    rows, references = study.at(arm, budget), study.at(reference, budget)
-    return {seed: rows[seed].loss - references[seed].loss for seed in sorted(rows.keys() & references.keys())}
+def ceiling_table(study: Study) -> str:
+    """What is left of the scratch run's cost if growth costs nothing; rows are budgets of the scratch run."""
+    found = leads(study)
+    lead = fmean(lead for lead, _ in found)
+    rows = [
+        [tflop(budget), f"{lead / 1e12:.2f} TFLOP", nats(fmean(loss for _, loss in found)), f"{1 - lead / budget:.0%}"]
+        for budget in study.budgets(SCRATCH)
+    ]
+    return table(["scratch run", "largest lead", "at loss", "what a grown model needs at best"], rows)
 
 
 def margin_cells(study: Study, candidates: list[str], budget: float) -> list[str]:
@@ -356,6 +168,14 @@ def tables(study: Study) -> str:
         "better already; not reached: its longest is still worse.",
         reach_table(study),
     ]
+    if leads(study):
+        parts += [
+            "### What growth can save at most\n\n"
+            "A grown model that goes on just as the scratch run does from the same loss saves what its small model was "
+            "ahead when it grew, and no more. The largest lead of the small MoE over the scratch run at equal loss, at "
+            "constant learning rate, mean over seeds:",
+            ceiling_table(study),
+        ]
     if OURS in study.annealed:
         parts += [
             "### Ours against the best of the others\n\n"
@@ -397,123 +217,6 @@ def with_tables(path: Path, text: str) -> bytes:
         raise UserError(f"{path} needs the lines {' and '.join(MARKERS)}, each once and in this order")
     begin, end = places
     return "".join([*lines[: begin + 1], f"\n{text}\n\n", *lines[end:]]).encode()
-
-
-# Colour, marker and name of the arms that carry the question; the others are drawn thin and muted.
-MAIN = {
-    OURS: ("#cc3311", "o", "ours: small MoE, then grown"),
-    SCRATCH: ("#222222", "s", SCRATCH),
-    SMALL_MOE: ("#0077bb", "^", SMALL_MOE),
-    SMALL_DENSE: ("#009988", "v", SMALL_DENSE),
-}
-HOW_TO_READ = (
-    "Marks: end of training, learning rate decayed to zero; bars: half the range over seeds. "
-    "Faint: on the way, at constant learning rate."
-)
-MUTED_COLOURS = ("#b8860b", "#9970ab", "#8c8c8c", "#c98bb9", "#6b8e5a", "#8da0cb", "#a0705a")
-MUTED_MARKERS = ("D", "P", "X", "<", ">", "h", "*", "p")
-
-
-def draw(study: Study, path: Path) -> None:
-    """Two panels, loss over training TFLOP and over thread-seconds.
-
-    Raises:
-        UserError: the picture cannot be written.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(12, 6.6), sharey=True, constrained_layout=True)
-    draw_panel(study, panels[0], "flops", 1e12)
-    draw_panel(study, panels[1], "seconds", 1)
-    panels[0].set_ylabel("held-out loss, nats a token")
-    panels[0].set_xlabel("training compute, TFLOP")
-    panels[1].set_xlabel("training time, seconds of one CPU thread")
-    bars, labels = panels[0].get_legend_handles_labels()
-    handles = [bar.lines[0] for bar in bars]
-    n_main = sum(arm in MAIN for arm in study.annealed)
-    style = {"ncols": 4, "frameon": False}
-    figure.legend(handles[:n_main], labels[:n_main], loc="outside upper center", title=HOW_TO_READ, **style)
-    figure.legend(handles[n_main:], labels[n_main:], loc="outside lower center", **style)
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        # matplotlib knows the format by the ending, and has no OSError for one that it does not know.
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', error)}") from error
-    finally:
-        plt.close(figure)
-
-
-def draw_panel(study: Study, panel, cost: str, unit: float) -> None:
-    """Every arm over one cost, "flops" or "seconds", in units of `unit`."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    muted = zip(cycle(MUTED_COLOURS), cycle(MUTED_MARKERS))
-    costs, losses = [], []
-    for arm in [*(arm for arm in MAIN if arm in study.annealed), *(arm for arm in study.arms if arm not in MAIN)]:
-        bold = arm in MAIN
-        colour, marker, label = MAIN[arm] if bold else (*next(muted), arm)
-        if bold:
-            for rows in study.trunks.get(arm, {}).values():
-                x = [getattr(row, cost) / unit for row in rows]
-                panel.plot(x, [row.loss for row in rows], color=colour, alpha=0.35, linewidth=0.8)
-        groups = [list(study.at(arm, budget).values()) for budget in study.budgets(arm)]
-        groups = [group for group in groups if all(math.isfinite(row.loss) for row in group)]
-        x = [fmean(getattr(row, cost) for row in group) / unit for group in groups]
-        y = [fmean(row.loss for row in group) for group in groups]
-        ranges = [(max(row.loss for row in group) - min(row.loss for row in group)) / 2 for group in groups]
-        style = {"linewidth": 2.2, "markersize": 8, "zorder": 4} if bold else {"linewidth": 0.8, "markersize": 5.5}
-        panel.errorbar(x, y, ranges, color=colour, marker=marker, label=label, elinewidth=1, markeredgewidth=0, **style)
-        costs, losses = costs + x, losses + y
-    panel.axhline(scratch_loss(study), color=MAIN[SCRATCH][0], linestyle="--", linewidth=1)
-    for grown in growth_costs(study, cost):
-        # Cheap runs are never good, and the text is upright: it meets neither a curve nor the next growth.
-        panel.axvline(grown / unit, color=MAIN[OURS][0], linestyle=":", linewidth=1)
-        panel.annotate(
-            "ours grows", (grown / unit, 0.02), (-3, 0), ("data", "axes fraction"), "offset points", rotation=90,
-            ha="right", va="bottom", fontsize=9, color=MAIN[OURS][0], annotation_clip=True,
-        )  # fmt: skip
-    panel.set_title(headline(study, cost), fontsize=11)
-    panel.set_xscale("log")
-    if cost == "flops":
-        panel.set_xticks([budget / unit for budget in study.budgets(*study.arms)])
-    else:
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panel.xaxis.set_major_formatter("{x:g}")
-    panel.xaxis.set_minor_formatter(NullFormatter())
-    # The beginning of the trunks would squeeze what is to be compared into a corner.
-    height = (max(losses) - min(losses)) or 1.0
-    panel.set_xlim(0.6 * min(costs), 1.2 * max(costs))
-    panel.set_ylim(min(losses) - 0.07 * height, max(losses) + 0.15 * height)
-    panel.grid(alpha=0.25)
-
-
-def scratch_loss(study: Study) -> float:
-    """The scratch run's loss at its longest budget, mean over seeds."""
-    return fmean(study.losses(SCRATCH, study.budgets(SCRATCH)[-1]))
-
-
-def headline(study: Study, cost: str) -> str:
-    """What ours needs to reach the dashed line, in words."""
-    target = f"the loss of the finished scratch run\n(dashed, {nats(scratch_loss(study))})"
-    reached = reach_scratch(study, OURS, study.budgets(SCRATCH)[-1], cost) if OURS in study.annealed else []
-    if not reached:
-        return f"Against {target}"
-    if reached[0].bound > 0:
-        return f"Ours does not reach {target}"
-    what = "FLOPs" if cost == "flops" else "seconds"
-    return f"Ours reaches {target} with {reached[0]} of its {what}"
-
-
-def growth_costs(study: Study, cost: str) -> list[float]:
-    """Where ours becomes wider, mean over seeds; empty where its trunk does not tell."""
-    by_seed = [
-        [getattr(row, cost) for before, row in pairwise(rows) if row.width > before.width]
-        for rows in study.trunks.get(OURS, {}).values()
-    ]
-    return [fmean(costs) for costs in zip(*by_seed)]
 
 
 def parse(arguments: list[str] | None):

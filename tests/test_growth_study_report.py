@@ -11,7 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks import growth_study_report as report
-from benchmarks.growth_study_report import ABLATION, OURS, SCRATCH, SMALL_MOE
+from benchmarks.study_comparison import leads
+from benchmarks.study_picture import draw_panel
+from benchmarks.study_results import ABLATION, OURS, SCRATCH, SMALL_MOE, Study
 
 # Loss by arm, seed and TFLOP.
 LOSSES = {
@@ -57,7 +59,7 @@ def write(path: Path, rows: list) -> Path:
 
 
 @pytest.fixture
-def study(tmp_path) -> report.Study:
+def study(tmp_path) -> Study:
     return report.read_study(write(tmp_path / "results.json", all_rows()))
 
 
@@ -121,6 +123,28 @@ def test_a_seed_that_lacks_a_budget_is_left_out_of_the_cost(tmp_path):
     assert line(table, OURS) == "| ours | < 100 % | < 200 % | 50 % | 71 % |"
 
 
+def trunk(arm: str, seed: int, points: dict[float, float]) -> list[dict]:
+    return [
+        {**annealed(arm, seed, 1, loss), "budget": None, "flops": at * 1e12, "seconds": 1}
+        for at, loss in points.items()
+    ]
+
+
+def test_growth_saves_at_most_the_largest_lead_of_the_small_model(tmp_path):
+    """The scratch run falls from 4 to 2 nats while its cost grows from 1 to 4 TFLOP, so it is at 3 nats after 2. The
+    small one is there after 0.5; at 3.5 nats its lead is √2 - 0.3, and what it says at 1 TFLOP is worse than before."""
+    rows = all_rows() + trunk(SCRATCH, 0, {0.1: 9.0, 1: 4.0, 4: 2.0}) + trunk(SCRATCH, 1, {1: 4.0, 4: 2.0})
+    small = trunk(SMALL_MOE, 0, {0.3: 3.5, 0.5: 3.0, 1: 3.1})
+    study = report.read_study(write(tmp_path / "results.json", rows + small))
+    assert leads(study) == [(pytest.approx(1.5e12), 3.0)]
+    table = report.ceiling_table(study)
+    assert line(table, "4 TFLOP") == "| 4 TFLOP | 1.50 TFLOP | 3.000 | 62% |"
+    assert "What growth can save at most" in report.tables(study)
+    # A small model that never comes down to where the scratch run begins has no lead.
+    worse = rows + trunk(SMALL_MOE, 0, {0.5: 9.5}) + trunk(SMALL_MOE, 1, {0.5: 1.9})
+    assert leads(report.read_study(write(tmp_path / "worse.json", worse))) == []
+
+
 def test_ours_is_compared_to_the_arm_it_beats_by_least_on_the_same_seeds(study):
     table = report.margin_table(study)
     tie = "small MoE continued | +0.000 ± 0.100 | 0: -0.100, 1: +0.100"
@@ -176,7 +200,7 @@ def test_a_study_that_has_only_begun_is_drawn(tmp_path, markdown, capsys):
 
 def test_the_picture_shows_the_arms_and_neither_sweeps_nor_ablations(study):
     panel = Figure().subplots()
-    report.draw_panel(study, panel, "seconds", 1)
+    draw_panel(study, panel, "seconds", 1)
     bars, labels = panel.get_legend_handles_labels()
     assert labels == ["ours: small MoE, then grown", SCRATCH, SMALL_MOE, "rival"]
     assert bars[0].lines[0].get_xydata() == pytest.approx(np.array([[200, 2.7], [400, 1.7]]))

@@ -1,0 +1,87 @@
+"""Comparing arms of the growth study: what a loss costs, what growth saves, and differences on equal seeds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate
+from statistics import fmean
+
+from benchmarks.study_results import SCRATCH, SMALL_MOE, Row, Study
+
+
+@dataclass(frozen=True, order=True)
+class Reach:
+    """Cost to reach a loss as a share of another run's cost; ordered from cheap to dear.
+
+    `bound` is -1 where the share is only an upper bound, 1 where the loss was not reached, else 0.
+    """
+
+    bound: int
+    share: float
+
+    def __str__(self) -> str:
+        return {-1: "< ", 0: ""}[self.bound] + f"{100 * self.share:.0f} %" if self.bound < 1 else "not reached"
+
+
+def reach(points: list[tuple[float, float]], target: float, whole: float) -> Reach:
+    """Where the loss first falls to `target`, between annealed runs: log cost is linear in loss; no extrapolation.
+
+    `points` are (cost, loss), ascending in cost; `whole` is the cost that counts as 1.
+    """
+    points = [point for point in points if math.isfinite(point[1])]
+    for i, (cost, loss) in enumerate(points):
+        if loss > target:
+            continue
+        if i == 0:
+            return Reach(0 if loss == target else -1, cost / whole)
+        cost_before, loss_before = points[i - 1]
+        part = (loss_before - target) / (loss_before - loss)
+        return Reach(0, cost_before * (cost / cost_before) ** part / whole)
+    return Reach(1, math.inf)
+
+
+def reach_scratch(study: Study, arm: str, budget: float, cost: str) -> list[Reach]:
+    """How the arm reaches the scratch run's loss at `budget`: the seeds' means first, then each seed alone.
+
+    `cost` is "flops" or "seconds". Seeds that lack some of the arm's budgets are left out, for their
+    curves would end too early. Empty where no seed is left.
+    """
+    budgets, scratch = study.budgets(arm), study.at(SCRATCH, budget)
+    seeds = sorted(seed for seed in scratch if all((seed, b) in study.annealed[arm] for b in budgets))
+
+    def mean(rows: list[Row]) -> tuple[float, float]:
+        return fmean(getattr(row, cost) for row in rows), fmean(row.loss for row in rows)
+
+    reached = []
+    for group in [seeds, *([seed] for seed in seeds)] if seeds else []:
+        whole, target = mean([scratch[seed] for seed in group])
+        points = [mean([study.annealed[arm][seed, b] for seed in group]) for b in budgets]
+        reached.append(reach(sorted(points), target, whole))
+    return reached
+
+
+def leads(study: Study) -> list[tuple[float, float]]:
+    """For each seed the small MoE's largest lead over the scratch run, in FLOPs to the same loss, and that loss.
+
+    Both at constant learning rate, where growth happens, and of each the best loss so far. Empty where no seed has both.
+    """
+    small, scratch = study.trunks.get(SMALL_MOE, {}), study.trunks.get(SCRATCH, {})
+    found = []
+    for seed in sorted(small.keys() & scratch.keys()):
+        points = best_so_far(scratch[seed])
+        reached = [(reach(points, loss, 1.0), cost, loss) for cost, loss in best_so_far(small[seed])]
+        ahead = [(there.share - cost, loss) for there, cost, loss in reached if there.bound == 0]
+        found += [max(ahead)] if ahead else []
+    return found
+
+
+def best_so_far(rows: list[Row]) -> list[tuple[float, float]]:
+    """(FLOPs, lowest loss until then), ascending."""
+    return list(zip((row.flops for row in rows), accumulate((row.loss for row in rows), min)))
+
+
+def differences(study: Study, arm: str, reference: str, budget: float) -> dict[int, float]:
+    """Loss of `arm` minus that of `reference`, by seed, for the seeds that both have."""
+    rows, references = study.at(arm, budget), study.at(reference, budget)
+    return {seed: rows[seed].loss - references[seed].loss for seed in sorted(rows.keys() & references.keys())}

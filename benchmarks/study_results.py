@@ -1,0 +1,168 @@
+"""The growth study's results file, read and checked: rows by arm, seed and budget.
+
+Only annealed losses count, those where the learning rate has fallen to zero; the trunks at constant
+learning rate show the way there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from config import UserError
+
+SCRATCH, SMALL_DENSE, SMALL_MOE, OURS = "target from scratch", "small dense continued", "small MoE continued", "ours"
+SWEEP, ABLATION = ", lr ", "ablation: "
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: counted FLOPs, seconds of one thread, held-out loss in nats a token.
+
+    `budget` is in FLOPs; None on the trunk. The `loss` of a run that diverged is infinite.
+    """
+
+    arm: str
+    seed: int
+    budget: float | None
+    flops: float
+    seconds: float
+    loss: float
+    steps: int
+    width: int
+
+
+NUMBER = (int, float)
+KINDS = {
+    "arm": str, "seed": int, "budget": (*NUMBER, type(None)), "flops": NUMBER, "seconds": NUMBER, "loss": NUMBER,
+    "steps": int, "width": int,
+}  # fmt: skip
+
+
+@dataclass
+class Study:
+    """The rows by arm: annealed ones by (seed, budget), those of the trunk by seed in the order of training."""
+
+    machine: str
+    annealed: dict[str, dict[tuple[int, float], Row]] = field(default_factory=dict)
+    trunks: dict[str, dict[int, list[Row]]] = field(default_factory=dict)
+
+    def at(self, arm: str, budget: float) -> dict[int, Row]:
+        """The arm's annealed rows at one budget, by seed."""
+        return {seed: row for (seed, b), row in self.annealed[arm].items() if b == budget}
+
+    def losses(self, arm: str, budget: float) -> list[float]:
+        return [row.loss for row in self.at(arm, budget).values()]
+
+    def budgets(self, *arms: str) -> list[float]:
+        """All budgets that one of the arms has, ascending."""
+        return sorted({budget for arm in arms for _, budget in self.annealed[arm]})
+
+    def best_first(self, arms: list[str]) -> list[str]:
+        """By the mean loss at the longest budget; arms that lack it last."""
+        longest = max(self.budgets(*arms), default=0)
+        return sorted(arms, key=lambda arm: fmean(self.losses(arm, longest) or [math.inf]))
+
+    @property
+    def arms(self) -> list[str]:
+        """All but sweeps and ablations, best first."""
+        return self.best_first([arm for arm in self.annealed if SWEEP not in arm and not arm.startswith(ABLATION)])
+
+    @property
+    def ablations(self) -> list[str]:
+        return self.best_first([arm for arm in self.annealed if SWEEP not in arm and arm.startswith(ABLATION)])
+
+    @property
+    def sweeps(self) -> list[str]:
+        """By arm, then by learning rate."""
+        names = [arm for arm in self.annealed if SWEEP in arm]
+        return sorted(names, key=lambda name: (split_sweep(name)[0], float(split_sweep(name)[1])))
+
+
+def split_sweep(name: str) -> tuple[str, str]:
+    """The arm and the learning rate that a sweep's name is made of."""
+    arm, _, rate = name.rpartition(SWEEP)
+    return arm, rate
+
+
+def read_study(path: Path) -> Study:
+    """Reads and checks the results.
+
+    Raises:
+        UserError: the file cannot be read, is no results file, or holds too little to compare.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; python -m benchmarks.growth_study writes it") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not (isinstance(content, dict) and isinstance(content.get("rows"), list) and "machine" in content):
+        raise UserError(f"{path} holds no machine and rows; python -m benchmarks.growth_study writes such a file")
+    study = Study(str(content["machine"]))
+    for number, values in enumerate(content["rows"], start=1):
+        try:
+            add_row(study, values)
+        except UserError as error:
+            raise UserError(f"{path}, row {number}: {error}") from error
+    check_reference(study, path)
+    return study
+
+
+def add_row(study: Study, values: dict) -> None:
+    """Raises UserError for a row that is not as the study writes it, or that is there already."""
+    if not isinstance(values, dict) or set(values) != set(KINDS):
+        given = json.dumps(list(values) if isinstance(values, dict) else values)
+        raise UserError(f"the columns are {given}; they have to be {json.dumps(list(KINDS))}")
+    for name, kind in KINDS.items():
+        if not isinstance(values[name], kind):
+            raise UserError(f"{name} is {json.dumps(values[name])}")
+    row = Row(**values)
+    if not math.isfinite(row.loss):
+        # Unlike nan, infinity compares: a run that diverged is worse than all others.
+        row = dataclasses.replace(row, loss=math.inf)
+    if row.budget is None:
+        study.trunks.setdefault(row.arm, {}).setdefault(row.seed, []).append(row)
+        return
+    for name in ("budget", "flops", "seconds"):
+        if not 0 < getattr(row, name) < math.inf:
+            raise UserError(f"{name} is {getattr(row, name)}, must be more than 0")
+    if SWEEP in row.arm and not is_number(split_sweep(row.arm)[1]):
+        raise UserError(f"arm is {row.arm!r}, but no learning rate follows {SWEEP!r}")
+    if (row.seed, row.budget) in study.annealed.setdefault(row.arm, {}):
+        raise UserError(
+            f"arm {row.arm!r}, seed {row.seed}, budget {row.budget:g} is there twice; keep one study a file"
+        )
+    study.annealed[row.arm][row.seed, row.budget] = row
+
+
+def is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def check_reference(study: Study, path: Path) -> None:
+    """Raises UserError unless the scratch run, to which all is compared, can serve as that."""
+    if SCRATCH not in study.annealed:
+        raise UserError(f"{path} has no annealed rows of the arm {SCRATCH!r}, to which the others are compared")
+    for budget in study.budgets(SCRATCH):
+        if not all(map(math.isfinite, study.losses(SCRATCH, budget))):
+            raise UserError(f"{path}: {SCRATCH!r} diverged, so nothing can be compared to it")
+        if len(study.at(SCRATCH, budget)) < 2:
+            raise UserError(
+                f"{path} has only one seed of {SCRATCH!r} at {tflop(budget)}; run two or more, as one has no spread"
+            )
+
+
+def tflop(flops: float) -> str:
+    return f"{flops / 1e12:g} TFLOP"
+
+
+def nats(loss: float) -> str:
+    return f"{loss:.3f}" if math.isfinite(loss) else "diverged"
