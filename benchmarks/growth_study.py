@@ -46,19 +46,19 @@ RESULTS = Path(__file__).parent / "results" / "growth_study.json"
 BATCH, CONTEXT = 8, 128
 WARMUP_STEPS = 20
 DECAY_SHARE = 0.2
-EVALUATE_EVERY = 0.33e12  # FLOPs
+EVALUATE_EVERY = 0.6e12  # FLOPs
 TRUNK_BATCHES, BRANCH_BATCHES = 6, 32
 
 VOCABULARY = 4_097
 SMALL = ModelConfig(VOCABULARY, 32, 2, 2, context_length=CONTEXT)
 SMALL_MOE = SMALL.upcycled(8, 2)
-WIDE = SMALL_MOE.grown(2, 0)
-TARGET = SMALL_MOE.grown(2, 2)
+MIDDLE = SMALL_MOE.grown(2, 2)
+TARGET = MIDDLE.grown(2, 2)
 
 
 @dataclass(frozen=True)
 class Growth:
-    """`at` is the compute at which it happens, in TFLOP; `rate_share` what is left of the arm's learning rate after it."""
+    """`at` is the compute at which it happens, in TFLOP; `rate_share` what of the learning rate is left after it."""
 
     at: float
     to: ModelConfig
@@ -115,7 +115,7 @@ class Trainee:
         seconds = self.seconds + time.process_time() - start
         return Trainee.new(
             model, state, steps=self.steps, flops=self.flops, seconds=seconds, warm_from=self.steps,
-            warm_steps=growth.rewarm_steps, rate_share=growth.rate_share,
+            warm_steps=growth.rewarm_steps, rate_share=self.rate_share * growth.rate_share,
         )  # fmt: skip
 
     def step(self, data, lr: float, budget: float | None) -> None:
@@ -233,46 +233,45 @@ def begin(arm: Arm, seed: int, budgets: list[float], cache: Path) -> tuple[Train
 
 
 UPCYCLE = Growth(0.16, SMALL_MOE, "upcycled")
-GROW_AT = 1.0
+TO_MIDDLE_AT, TO_TARGET_AT = 0.33, 4.0
 
 
-def ours(at: float = GROW_AT, **how) -> Arm:
-    return Arm(SMALL, (UPCYCLE, Growth(at, TARGET, "ours", **how)))
+def in_two_steps(operator: str, to_target_at: float = TO_TARGET_AT, **how) -> Arm:
+    """Dense, MoE, the middle size, the target."""
+    growths = Growth(TO_MIDDLE_AT, MIDDLE, operator, **how), Growth(to_target_at, TARGET, operator, **how)
+    return Arm(SMALL, (UPCYCLE, *growths))
 
 
-def staged(width_at: float, depth_at: float, **how) -> Arm:
-    """Width first, depth later."""
-    return Arm(SMALL, (UPCYCLE, Growth(width_at, WIDE, "ours", **how), Growth(depth_at, TARGET, "ours", **how)))
-
-
-def from_shape(scale_factor: float, extra_layers: int, growth: Growth) -> Arm:
+def from_shape(scale_factor: float, extra_layers: int, operator: str, **how) -> Arm:
     """An arm that grows one axis alone and so starts with the other one as the target has it."""
     start = SMALL.grown(scale_factor, extra_layers)
-    return Arm(start, (Growth(0.16, start.upcycled(8, 2), "upcycled"), growth))
+    upcycle = Growth(UPCYCLE.at, start.upcycled(8, 2), "upcycled")
+    return Arm(start, (upcycle, Growth(TO_TARGET_AT, TARGET, operator, **how)))
 
 
 ARMS = {
     "target from scratch": Arm(TARGET),
     "small dense continued": Arm(SMALL),
     "small MoE continued": Arm(SMALL, (UPCYCLE,)),
-    "ours": ours(),
-    "dense upcycled only": Arm(SMALL.grown(2, 2), (Growth(GROW_AT, TARGET, "upcycled"),)),
-    "naive growth": Arm(SMALL, (UPCYCLE, Growth(GROW_AT, TARGET, "naive", "fresh"))),
-    "predecessor's operator": Arm(SMALL, (UPCYCLE, Growth(GROW_AT, TARGET, "predecessor", "fresh", noise=1e-5))),
-    "G_stack": from_shape(2, 0, Growth(GROW_AT, TARGET, "stacked", "fresh")),
-    "HyperCloning": from_shape(1, 2, Growth(GROW_AT, TARGET, "ours", "fresh", noise=0.0)),
-    "SPARKLING-style": from_shape(1, 2, Growth(GROW_AT, TARGET, "ours", "asymmetric", noise=0.0, rewarm_steps=100)),
-    "late depth only": from_shape(2, 0, Growth(2 * GROW_AT, TARGET, "ours", "grown")),
-    "ablation: width at 0.5, depth at 2": staged(0.5, 2.0),
-    "ablation: grown at 2": ours(2.0),
-    "ablation: grown at 3": ours(3.0),
-    "ablation: fresh optimizer": ours(optimizer="fresh"),
-    "ablation: asymmetric optimizer": ours(optimizer="asymmetric"),
-    "ablation: no noise": ours(noise=0.0),
-    "ablation: noise 0.5": ours(noise=0.5),
-    "ablation: noise 2": ours(noise=2.0),
-    "ablation: no re-warming": ours(rewarm_steps=0),
-    "ablation: re-warming over 100 steps": ours(rewarm_steps=100),
+    "middle size from scratch": Arm(MIDDLE),
+    "ours": in_two_steps("ours"),
+    "dense upcycled only": Arm(SMALL.grown(4, 4), (Growth(TO_TARGET_AT, TARGET, "upcycled"),)),
+    "naive growth": in_two_steps("naive", optimizer="fresh"),
+    "predecessor's operator": in_two_steps("predecessor", optimizer="fresh", noise=1e-5),
+    "G_stack": from_shape(4, 1, "stacked", optimizer="fresh"),
+    "HyperCloning": from_shape(2, 4, "ours", optimizer="fresh", noise=0.0),
+    "SPARKLING-style": from_shape(2, 4, "ours", optimizer="asymmetric", noise=0.0, rewarm_steps=100),
+    "late depth only": from_shape(4, 1, "ours"),
+    "ablation: in one step": Arm(SMALL, (UPCYCLE, Growth(TO_TARGET_AT, TARGET, "ours"))),
+    "ablation: to the target at 2": in_two_steps("ours", 2.0),
+    "ablation: to the target at 8": in_two_steps("ours", 8.0),
+    "ablation: fresh optimizer": in_two_steps("ours", optimizer="fresh"),
+    "ablation: asymmetric optimizer": in_two_steps("ours", optimizer="asymmetric"),
+    "ablation: no noise": in_two_steps("ours", noise=0.0),
+    "ablation: noise 0.2": in_two_steps("ours", noise=0.2),
+    "ablation: 0.7 of the rate after each growth": in_two_steps("ours", rate_share=0.7),
+    "ablation: no re-warming": in_two_steps("ours", rewarm_steps=0),
+    "ablation: re-warming over 100 steps": in_two_steps("ours", rewarm_steps=100),
 }
 
 
@@ -283,7 +282,7 @@ def run_study(given: list[str] | None) -> None:
     parser.add_argument("--valid-data", required=True, help="held-out stories")
     parser.add_argument("--arms", nargs="*", default=list(ARMS), help="which arms; all of them if not given")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--budgets", nargs="*", type=float, default=[2, 4, 8], help="training TFLOP")
+    parser.add_argument("--budgets", nargs="*", type=float, default=[6, 12, 24], help="training TFLOP")
     parser.add_argument("--lr", type=float, help="try another learning rate; its rows carry it in the arm's name")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--cache", type=Path, default=Path("data/cache/growth_study"))
@@ -305,7 +304,7 @@ def run_study(given: list[str] | None) -> None:
             continue
         config = TrainingConfig(
             data=arguments.data, valid_data=arguments.valid_data, tokenizer="builtin", seed=seed,
-            batch_size=BATCH, context_length=CONTEXT, eval_batches=BRANCH_BATCHES, balance_weight=0.01,
+            batch_size=BATCH, context_length=CONTEXT, eval_batches=BRANCH_BATCHES,
         )  # fmt: skip
         data = load_data(config, say=lambda _: None)
         run_arm(name, arm, seed, budgets, data, data.heldout_batches(), arguments.cache, results)
