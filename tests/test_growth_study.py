@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from benchmarks import growth_study
-from benchmarks.growth_study import SMALL, SMALL_MOE, TARGET, Arm, Growth, Results, run_arm
+from benchmarks.growth_study import MIDDLE, SMALL, SMALL_MOE, Arm, Growth, Results, run_arm
 from benchmarks.study_operators import OPERATORS, ours, predecessor, stacked
 from config import PRESETS
 from data import load_data
 from test_growth_checks import lively_moe_model
 from training.flops import step_flops
 
-GROWN = Arm(SMALL, (Growth(0.005, SMALL_MOE, "upcycled"), Growth(0.01, TARGET, "ours")))
+GROWN = Arm(SMALL, (Growth(0.005, SMALL_MOE, "upcycled"), Growth(0.01, MIDDLE, "ours")))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_branches_end_at_their_budgets_and_earlier_phases_are_charged(data, tmp_
     branches = [row for row in rows if row["budget"]]
     assert [row["budget"] for row in branches] == [0.008e12, 0.03e12]
     for row in branches:
-        assert row["budget"] <= row["flops"] < row["budget"] + step_flops(TARGET, 8)
+        assert row["budget"] <= row["flops"] < row["budget"] + step_flops(MIDDLE, 8)
     assert [row["width"] for row in branches] == [32, 64]
     assert rows[0]["loss"] > branches[0]["loss"] > branches[1]["loss"]
 
