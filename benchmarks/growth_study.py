@@ -249,13 +249,20 @@ def from_shape(scale_factor: float, extra_layers: int, operator: str, **how) -> 
     return Arm(start, (upcycle, Growth(TO_TARGET_AT, TARGET, operator, **how)))
 
 
+def upcycled_with(operator: str, noise: float) -> Arm:
+    """The target's dense model, and one growth."""
+    return Arm(SMALL.grown(4, 4), (Growth(TO_TARGET_AT, TARGET, operator, noise=noise),))
+
+
 ARMS = {
     "target from scratch": Arm(TARGET),
     "small dense continued": Arm(SMALL),
     "small MoE continued": Arm(SMALL, (UPCYCLE,)),
     "middle size from scratch": Arm(MIDDLE),
     "ours": in_two_steps("ours"),
-    "dense upcycled only": Arm(SMALL.grown(4, 4), (Growth(TO_TARGET_AT, TARGET, "upcycled"),)),
+    "dense upcycled only": upcycled_with("upcycled", 0.0),
+    "Drop-Upcycling": upcycled_with("drop_upcycled", 0.5),
+    "upcycled with differences": upcycled_with("paired_upcycled", 0.5),
     "naive growth": in_two_steps("naive", optimizer="fresh"),
     "predecessor's operator": in_two_steps("predecessor", optimizer="fresh", noise=1e-5),
     "G_stack": from_shape(4, 1, "stacked", optimizer="fresh"),

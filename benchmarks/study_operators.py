@@ -22,6 +22,44 @@ def upcycled(old: Transformer, new: ModelConfig, noise_std: float, seed: int) ->
     return upcycle_to_moe(old, new.n_experts, new.top_k, seed=seed)
 
 
+@torch.no_grad()
+def drop_upcycled(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
+    """Drop-Upcycling (Nakamura et al. 2025): in each expert the share `noise_std` of its hidden units is drawn anew.
+
+    Whole units: the same rows of the first matrix and columns of the second, with the old weights' deviation.
+    """
+    model = upcycled(old, new, 0.0, seed)
+    for number, block in enumerate(model.blocks):
+        up, down = block.mlp.up, block.mlp.down
+        n_units = up.weight.shape[1]
+        deviations = up.weight.std(), down.weight.std()
+        for expert in range(new.n_experts):
+            generator = parameter_generator(seed, f"drop {number} {expert}", up.weight.device)
+            units = torch.randperm(n_units, generator=generator)[: round(noise_std * n_units)]
+            up.bias[expert, units] = 0
+            for weight, deviation in zip((up.weight[expert].T, down.weight[expert]), deviations):
+                weight[:, units] = deviation * torch.randn(len(weight), len(units), generator=generator)
+    return model
+
+
+@torch.no_grad()
+def paired_upcycled(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
+    """Copies that differ: experts 2i and 2i + 1 by plus and minus the same noise, `noise_std` of each matrix's deviation.
+
+    Their mean is the dense MLP in first order; a token that takes two of different pairs feels the noise.
+    """
+    model = upcycled(old, new, 0.0, seed)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 3:
+            noise = torch.empty_like(parameter[::2]).normal_(
+                generator=parameter_generator(seed, name, parameter.device)
+            )
+            noise *= noise_std * parameter.std()
+            parameter[::2] += noise
+            parameter[1::2] -= noise
+    return model
+
+
 def ours(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
     """Bilateral growth with cancelling noise. Without noise and extra layers: HyperCloning (Samragh et al. 2024)."""
     factor = new.d_model / old.config.d_model
@@ -77,4 +115,4 @@ def with_blocks_of(old: Transformer, new: ModelConfig, source: Callable[[int], i
     return model
 
 
-OPERATORS = {f.__name__: f for f in (upcycled, ours, naive, predecessor, stacked)}
+OPERATORS = {f.__name__: f for f in (upcycled, drop_upcycled, paired_upcycled, ours, naive, predecessor, stacked)}

@@ -10,7 +10,7 @@ from benchmarks.growth_study import MIDDLE, SMALL, SMALL_MOE, Arm, Growth, Resul
 from benchmarks.study_operators import OPERATORS, ours, predecessor, stacked
 from config import PRESETS
 from data import load_data
-from test_growth_checks import lively_moe_model
+from test_growth_checks import lively_dense_model, lively_moe_model
 from training.flops import step_flops
 
 GROWN = Arm(SMALL, (Growth(0.005, SMALL_MOE, "upcycled"), Growth(0.01, MIDDLE, "ours")))
@@ -66,6 +66,19 @@ def test_every_operator_fills_the_target_and_ours_alone_keeps_the_function():
     deep = stacked(small, small.config.grown(1, 2), 0.0, seed=0)
     assert torch.equal(deep.blocks[3].mlp.up.weight, small.blocks[1].mlp.up.weight)
     assert ours(small, target, 0.0, 0).config == predecessor(small, target, 0.0, 0).config
+
+
+def test_experts_that_differ_do_so_in_whole_units_or_cancel_in_pairs():
+    dense = lively_dense_model(dataclasses.replace(SMALL, vocab_size=97))
+    geometry = dense.config.upcycled(8, 2)
+    for block, old in zip(OPERATORS["drop_upcycled"](dense, geometry, 0.25, seed=0).blocks, dense.blocks):
+        up, down = (getattr(block.mlp, name).weight != getattr(old.mlp, name).weight for name in ("up", "down"))
+        assert torch.equal(up.all(2), down.all(1)) and torch.equal(up.any(2), down.any(1))
+        assert (up.all(2).sum(1) == 32).all() and len(up.all(2).unique(dim=0)) == 8
+    for block, old in zip(OPERATORS["paired_upcycled"](dense, geometry, 0.5, seed=0).blocks, dense.blocks):
+        difference = block.mlp.up.weight - old.mlp.up.weight
+        assert torch.allclose(difference[::2], -difference[1::2], atol=1e-6)
+        assert difference.std().item() == pytest.approx(0.5 * old.mlp.up.weight.std().item(), rel=0.05)
 
 
 @pytest.mark.parametrize("flags, text", [("--arms nope", "unknown arm 'nope'"), ("--arms ours", "data is 'x'")])
