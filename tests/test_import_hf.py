@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from config import ModelConfig, UserError
-from data.tokenizer import END_OF_TEXT, load_tokenizer, tokenizer_name
-from data.tokenizer_file import as_tokenizer_json
+from data.tokenizer import tokenizer_name
 from models import Transformer, build_dense_model, count_parameters, load_model
 from test_growth_checks import lively_dense_model
 from transfer import import_hf
@@ -31,11 +30,6 @@ def transformers():
     return pytest.importorskip(
         "transformers", reason="transformers is in requirements-dev.txt, on Python 3.11 and newer"
     )
-
-
-@pytest.fixture(scope="module")
-def tokenizer_json() -> bytes:
-    return as_tokenizer_json(load_tokenizer("builtin"), END_OF_TEXT)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 import train_tinystories
 from config import ModelConfig
 from data.tokenizer import END_OF_TEXT, load_tokenizer
-from data.tokenizer_file import as_tokenizer_json, name_of_file
+from data.tokenizer_file import name_of_file
 from models import load_model, save_model
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training.history import read_history
@@ -21,11 +21,6 @@ STEPS = (
     "--device cpu --preset tiny --extra-layers 1 --batch-size 4 --steps-phase2 2 --steps-phase3 2 "
     "--eval-batches 1 --sample-tokens 4 --precision fp32"
 ).split()
-
-
-@pytest.fixture(scope="module")
-def tokenizer_json() -> bytes:
-    return as_tokenizer_json(load_tokenizer("builtin"), END_OF_TEXT)
 
 
 @pytest.fixture
