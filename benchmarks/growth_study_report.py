@@ -103,14 +103,14 @@ def reach_table(study: Study) -> str:
 
 
 def ceiling_table(study: Study) -> str:
-    """What is left of the scratch run's cost if growth costs nothing; rows are budgets of the scratch run."""
-    found = leads(study)
-    lead = fmean(lead for lead, _ in found)
-    rows = [
-        [tflop(budget), f"{lead / 1e12:.2f} TFLOP", nats(fmean(loss for _, loss in found)), f"{1 - lead / budget:.0%}"]
-        for budget in study.budgets(SCRATCH)
-    ]
-    return table(["scratch run", "largest lead", "at loss", "what a grown model needs at best"], rows)
+    """What is left of the scratch run's cost if growth costs nothing; empty where no arm is narrower at first."""
+    budgets, rows = study.budgets(SCRATCH), []
+    for arm, name in ((SMALL_MOE, "the small MoE"), (OURS, "ours, before its last growth")):
+        if found := leads(study, arm):
+            lead, loss = (fmean(values) for values in zip(*found))
+            rows.append([name, f"{lead / 1e12:.2f} TFLOP", nats(loss), *(f"{1 - lead / b:.0%}" for b in budgets)])
+    head = ["what grows", "largest lead", "at loss", *(f"needs, of {tflop(budget)}" for budget in budgets)]
+    return table(head, rows) if rows else ""
 
 
 def margin_cells(study: Study, candidates: list[str], budget: float) -> list[str]:
@@ -168,13 +168,13 @@ def tables(study: Study) -> str:
         "better already; not reached: its longest is still worse.",
         reach_table(study),
     ]
-    if leads(study):
+    if ceiling := ceiling_table(study):
         parts += [
             "### What growth can save at most\n\n"
-            "A grown model that goes on just as the scratch run does from the same loss saves what its small model was "
-            "ahead when it grew, and no more. The largest lead of the small MoE over the scratch run at equal loss, at "
-            "constant learning rate, mean over seeds:",
-            ceiling_table(study),
+            "A grown model that goes on just as the scratch run does from the same loss saves what the narrower "
+            "model was ahead when it grew, and no more. The largest lead over the scratch run at equal loss, at "
+            "constant learning rate, mean over seeds, and what is left of the scratch run's FLOPs:",
+            ceiling,
         ]
     if OURS in study.annealed:
         parts += [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean
 
-from benchmarks.study_results import SCRATCH, SMALL_MOE, Row, Study
+from benchmarks.study_results import SCRATCH, Row, Study
 
 
 @dataclass(frozen=True, order=True)
@@ -61,16 +61,18 @@ def reach_scratch(study: Study, arm: str, budget: float, cost: str) -> list[Reac
     return reached
 
 
-def leads(study: Study) -> list[tuple[float, float]]:
-    """For each seed the small MoE's largest lead over the scratch run, in FLOPs to the same loss, and that loss.
+def leads(study: Study, arm: str) -> list[tuple[float, float]]:
+    """For each seed the largest lead of a narrower model over the scratch run, in FLOPs to the same loss, and that loss.
 
-    Both at constant learning rate, where growth happens, and of each the best loss so far. Empty where no seed has both.
+    Of the arm counts what it was while narrower than the target. Both at constant learning rate, where growth happens,
+    and of each the best loss so far. Empty where no seed has both.
     """
-    small, scratch = study.trunks.get(SMALL_MOE, {}), study.trunks.get(SCRATCH, {})
+    trunks, scratch = study.trunks.get(arm, {}), study.trunks.get(SCRATCH, {})
     found = []
-    for seed in sorted(small.keys() & scratch.keys()):
+    for seed in sorted(trunks.keys() & scratch.keys()):
         points = best_so_far(scratch[seed])
-        reached = [(reach(points, loss, 1.0), cost, loss) for cost, loss in best_so_far(small[seed])]
+        narrower = [row for row in trunks[seed] if row.width < scratch[seed][0].width]
+        reached = [(reach(points, loss, 1.0), cost, loss) for cost, loss in best_so_far(narrower)]
         ahead = [(there.share - cost, loss) for there, cost, loss in reached if there.bound == 0]
         found += [max(ahead)] if ahead else []
     return found

@@ -123,26 +123,28 @@ def test_a_seed_that_lacks_a_budget_is_left_out_of_the_cost(tmp_path):
     assert line(table, OURS) == "| ours | < 100 % | < 200 % | 50 % | 71 % |"
 
 
-def trunk(arm: str, seed: int, points: dict[float, float]) -> list[dict]:
+def trunk(arm: str, seed: int, points: dict[float, float], width: int = 96) -> list[dict]:
     return [
-        {**annealed(arm, seed, 1, loss), "budget": None, "flops": at * 1e12, "seconds": 1}
+        {**annealed(arm, seed, 1, loss), "budget": None, "flops": at * 1e12, "seconds": 1, "width": width}
         for at, loss in points.items()
     ]
 
 
 def test_growth_saves_at_most_the_largest_lead_of_the_small_model(tmp_path):
     """The scratch run falls from 4 to 2 nats while its cost grows from 1 to 4 TFLOP, so it is at 3 nats after 2. The
-    small one is there after 0.5; at 3.5 nats its lead is √2 - 0.3, and what it says at 1 TFLOP is worse than before."""
+    small one is there after 0.5; at 3.5 nats its lead is √2 - 0.3, and what it says at 1 TFLOP is worse than before.
+    Ours counts while it is narrower: at 2.9 nats, 1.5 TFLOP after which it was 64 wide, the scratch run is after 4**0.55."""
     rows = all_rows() + trunk(SCRATCH, 0, {0.1: 9.0, 1: 4.0, 4: 2.0}) + trunk(SCRATCH, 1, {1: 4.0, 4: 2.0})
-    small = trunk(SMALL_MOE, 0, {0.3: 3.5, 0.5: 3.0, 1: 3.1})
+    small = trunk(SMALL_MOE, 0, {0.3: 3.5, 0.5: 3.0, 1: 3.1}, width=64)
     study = report.read_study(write(tmp_path / "results.json", rows + small))
-    assert leads(study) == [(pytest.approx(1.5e12), 3.0)]
+    assert leads(study, SMALL_MOE) == [(pytest.approx(1.5e12), 3.0)]
+    assert leads(study, OURS) == [(pytest.approx((4**0.55 - 0.5) * 1e12), 2.9)] * 2
     table = report.ceiling_table(study)
-    assert line(table, "4 TFLOP") == "| 4 TFLOP | 1.50 TFLOP | 3.000 | 62% |"
+    assert line(table, "the small MoE") == "| the small MoE | 1.50 TFLOP | 3.000 | -50% | 62% |"
     assert "What growth can save at most" in report.tables(study)
     # A small model that never comes down to where the scratch run begins has no lead.
-    worse = rows + trunk(SMALL_MOE, 0, {0.5: 9.5}) + trunk(SMALL_MOE, 1, {0.5: 1.9})
-    assert leads(report.read_study(write(tmp_path / "worse.json", worse))) == []
+    worse = rows + trunk(SMALL_MOE, 0, {0.5: 9.5}, width=64) + trunk(SMALL_MOE, 1, {0.5: 1.9}, width=64)
+    assert leads(report.read_study(write(tmp_path / "worse.json", worse)), SMALL_MOE) == []
 
 
 def test_ours_is_compared_to_the_arm_it_beats_by_least_on_the_same_seeds(study):
