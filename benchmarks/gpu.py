@@ -134,7 +134,7 @@ def phase_figures(geometry: ModelConfig, batch_size: int, is_lean: bool, bench: 
         "TFLOP/s": rate / 1e12,
         "MFU": rate / peak if peak else None,
         # Timed alone: beside the step its operands would count as the phase's memory.
-        "of limit": rate / bench.fastest_product,
+        "of fastest product": rate / bench.fastest_product,
         "peak GB": peak_bytes(device) / 1e9,
         "syncs": None if places is None else len(places),
         "syncs at": "not applicable" if places is None else "; ".join(sorted(set(places))),

@@ -22,6 +22,7 @@ from benchmarks.study_comparison import Reach, differences, leads, reach_scratch
 from benchmarks.study_picture import draw
 from benchmarks.study_results import (
     ABLATION,
+    MIDDLE,
     OURS,
     SCRATCH,
     SMALL_DENSE,
@@ -103,14 +104,17 @@ def reach_table(study: Study) -> str:
 
 
 def ceiling_table(study: Study) -> str:
-    """What is left of the scratch run's cost if growth costs nothing; empty where no arm is narrower at first."""
+    """What is left of the scratch run's cost if growth costs nothing; empty where no narrower arm is ever ahead."""
     budgets, rows = study.budgets(SCRATCH), []
-    for arm, name in ((SMALL_MOE, "the small MoE"), (OURS, "ours, before its last growth")):
-        if found := leads(study, arm):
-            lead, loss = (fmean(values) for values in zip(*found))
-            rows.append([name, f"{lead / 1e12:.2f} TFLOP", nats(loss), *(f"{1 - lead / b:.0%}" for b in budgets)])
-    head = ["what grows", "largest lead", "at loss", *(f"needs, of {tflop(budget)}" for budget in budgets)]
-    return table(head, rows) if rows else ""
+    arms = {SMALL_MOE: SMALL_MOE, MIDDLE: MIDDLE, OURS: "ours, before its last growth"}
+    for arm, name in arms.items():
+        found = [leads(study, arm, budget) for budget in budgets]
+        if any(found):
+            rows.append([name, str(max(map(len, found)))])
+            for budget, ahead in zip(budgets, found):
+                lead = spread([lead / 1e12 for lead in ahead], "{:.2f}".format) if ahead else ""
+                rows[-1].append(f"{100 * (1 - fmean(ahead) / budget):.0f} % ({lead})" if ahead else "–")
+    return table(["what grows", "seeds", *map(tflop, budgets)], rows) if rows else ""
 
 
 def margin_cells(study: Study, candidates: list[str], budget: float) -> list[str]:
@@ -129,7 +133,7 @@ def margin_cells(study: Study, candidates: list[str], budget: float) -> list[str
 
 
 def margin_table(study: Study) -> str:
-    baselines = [arm for arm in study.arms if arm in (SCRATCH, SMALL_DENSE, SMALL_MOE)]
+    baselines = [arm for arm in study.arms if arm in (SCRATCH, SMALL_DENSE, SMALL_MOE, MIDDLE)]
     others = [arm for arm in study.arms if arm != OURS]
     header = ["budget", "best baseline", "ours minus it", "by seed", "best other arm", "ours minus it", "by seed"]
     rows = [
@@ -172,15 +176,16 @@ def tables(study: Study) -> str:
         parts += [
             "### What growth can save at most\n\n"
             "A grown model that goes on just as the scratch run does from the same loss saves what the narrower "
-            "model was ahead when it grew, and no more. The largest lead over the scratch run at equal loss, at "
-            "constant learning rate, mean over seeds, and what is left of the scratch run's FLOPs:",
+            "model was ahead when it grew, and no more. What that leaves of the scratch run's FLOPs, and in brackets the "
+            "largest lead at equal loss in TFLOP, both at constant learning rate (being the largest of noisy "
+            "differences, it is rather too large):",
             ceiling,
         ]
     if OURS in study.annealed:
         parts += [
             "### Ours against the best of the others\n\n"
             "Differences in nats on the same seeds; below zero, ours is better. The baselines are the target "
-            "from scratch and the small models continued.",
+            "from scratch and the smaller models that do not grow.",
             margin_table(study),
         ]
     if study.sweeps:

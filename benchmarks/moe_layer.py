@@ -103,7 +103,8 @@ def measure(
         "ours / limit": problem.flops / timings["ours"].seconds / limit_rate,
         "dense / limit": problem.flops / fastest_dense / limit_rate,
         "limit GFLOP/s": limit_rate / 1e9,
-        "spread": max(timing.spread for timing in timings.values()),
+        "limit spread": timings[LIMIT].spread,
+        "spread": max(timing.spread for name, timing in timings.items() if name != LIMIT),
         **{f"{name} error": error for name, error in errors.items()},
     }
 

@@ -26,6 +26,7 @@ from benchmarks.measuring import (
     ROUNDS,
     VOCAB_SIZE,
     Limit,
+    Timing,
     command_parser,
     exit_code,
     find_limit,
@@ -76,8 +77,8 @@ def contenders(
     return chosen
 
 
-def measure(chosen: dict[str, Trainee], batch_size: int, limit: Limit) -> tuple[list[dict], list[dict], float]:
-    """One row of figures and one of parts, seconds each, per contender; and FLOP/s of the limit meanwhile."""
+def measure(chosen: dict[str, Trainee], batch_size: int, limit: Limit) -> tuple[list[dict], list[dict], Timing]:
+    """One row of figures and one of parts, seconds each, per contender; and the limit's timing."""
     first = {name: seconds_of(trainee, 1, DEVICE) for name, trainee in chosen.items()}
     timings = time_interleaved(chosen | {LIMIT: limit.call}, DEVICE)
     limit_rate = limit.rate(timings)
@@ -102,7 +103,7 @@ def measure(chosen: dict[str, Trainee], batch_size: int, limit: Limit) -> tuple[
             steps[-1]["with Muon"] = rate / limit_rate
         samples = [trainees.parts_of_step(trainee, DEVICE) for _ in range(ROUNDS)]
         parts.append({"step": name} | {part: statistics.median(s[part] for s in samples) for part in samples[0]})
-    return steps, parts, limit_rate
+    return steps, parts, timings[LIMIT]
 
 
 def ratios(steps: list[dict]) -> dict[str, float]:
@@ -131,17 +132,18 @@ def run(given: list[str] | None) -> None:
     settings, dtype = PRESETS[arguments.preset], DTYPES[arguments.dtype]
     limit = find_limit(dtype, DEVICE, limit_shapes(settings.batch_size * settings.context_length, settings.d_model))
     chosen = contenders(settings, VOCAB_SIZE[arguments.preset], arguments.phases, dtype, arguments.memory == "lean")
-    steps, parts, limit_rate = measure(chosen, settings.batch_size, limit)
+    steps, parts, timing = measure(chosen, settings.batch_size, limit)
     found = ratios(steps)
     print(table(steps))
     print("\nSeconds\n" + table(parts) + "\n")
     for name, value in found.items():
         print(f"{name}: {value:.3f}")
     print(
-        f"Limit: this machine's best {arguments.dtype} matrix product, {limit_rate / 1e9:,.0f} GFLOP/s in the same "
-        f"rounds, at its fastest {limit.best / 1e9:,.0f}"
+        f"Limit: this machine's best {arguments.dtype} matrix product, {limit.flops / timing.seconds / 1e9:,.0f} GFLOP/s in "
+        f"the same rounds (spread {timing.spread:.2f}), at its fastest {limit.best / 1e9:,.0f}"
     )
-    figures = {"machine": machine(DEVICE), "limit": limit_rate, "fastest_product": limit.best}
+    figures = {"machine": machine(DEVICE), "fastest_product": limit.best}
+    figures |= {"limit": limit.flops / timing.seconds, "spread of limit": timing.spread}
     write_json(arguments.json, figures | {"steps": steps, "parts": parts, "ratios": found})
 
 

@@ -61,19 +61,20 @@ def reach_scratch(study: Study, arm: str, budget: float, cost: str) -> list[Reac
     return reached
 
 
-def leads(study: Study, arm: str) -> list[tuple[float, float]]:
-    """For each seed the largest lead of a narrower model over the scratch run, in FLOPs to the same loss, and that loss.
+def leads(study: Study, arm: str, budget: float) -> list[float]:
+    """For each seed the largest lead of a narrower model over the scratch run, in FLOPs to the same loss.
 
-    Of the arm counts what it was while narrower than the target. Both at constant learning rate, where growth happens,
-    and of each the best loss so far. Empty where no seed has both.
+    Losses that the scratch run reaches within `budget` FLOPs count, and of the arm what it was while narrower than
+    the target. Both at constant learning rate, where growth happens, and of each the best loss so far. Empty where no
+    seed has both.
     """
     trunks, scratch = study.trunks.get(arm, {}), study.trunks.get(SCRATCH, {})
     found = []
     for seed in sorted(trunks.keys() & scratch.keys()):
         points = best_so_far(scratch[seed])
         narrower = [row for row in trunks[seed] if row.width < scratch[seed][0].width]
-        reached = [(reach(points, loss, 1.0), cost, loss) for cost, loss in best_so_far(narrower)]
-        ahead = [(there.share - cost, loss) for there, cost, loss in reached if there.bound == 0]
+        reached = [(reach(points, loss, 1.0), cost) for cost, loss in best_so_far(narrower)]
+        ahead = [there.share - cost for there, cost in reached if there.bound == 0 and there.share <= budget]
         found += [max(ahead)] if ahead else []
     return found
 

@@ -1,6 +1,7 @@
 """The other ways to make a large model of a small one, as the growth study compares them.
 
-Each takes the old model, the new geometry and a seed, and returns a filled model. They are written
+Each takes the old model, the new geometry, the strength of what makes copies differ (its own measure) and a seed,
+and returns a filled model. They are written
 from the papers, for this architecture; none but `ours` keeps width, depth and MoE exact at once.
 """
 
@@ -17,14 +18,14 @@ from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
 
 
-def upcycled(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
+def upcycled(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Transformer:
     """Dense → MoE, experts as copies (Komatsuzaki et al. 2023)."""
     return upcycle_to_moe(old, new.n_experts, new.top_k, seed=seed)
 
 
 @torch.no_grad()
-def drop_upcycled(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
-    """Drop-Upcycling (Nakamura et al. 2025): in each expert the share `noise_std` of its hidden units is drawn anew.
+def drop_upcycled(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Transformer:
+    """Drop-Upcycling (Nakamura et al. 2025): in each expert the share `strength` of its hidden units is drawn anew.
 
     Whole units: the same rows of the first matrix and columns of the second, with the old weights' deviation.
     """
@@ -35,7 +36,7 @@ def drop_upcycled(old: Transformer, new: ModelConfig, noise_std: float, seed: in
         deviations = up.weight.std(), down.weight.std()
         for expert in range(new.n_experts):
             generator = parameter_generator(seed, f"drop {number} {expert}", up.weight.device)
-            units = torch.randperm(n_units, generator=generator)[: round(noise_std * n_units)]
+            units = torch.randperm(n_units, generator=generator)[: round(strength * n_units)]
             up.bias[expert, units] = 0
             for weight, deviation in zip((up.weight[expert].T, down.weight[expert]), deviations):
                 weight[:, units] = deviation * torch.randn(len(weight), len(units), generator=generator)
@@ -43,10 +44,10 @@ def drop_upcycled(old: Transformer, new: ModelConfig, noise_std: float, seed: in
 
 
 @torch.no_grad()
-def paired_upcycled(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
-    """Copies that differ: experts 2i and 2i + 1 by plus and minus the same noise, `noise_std` of each matrix's deviation.
+def paired_upcycled(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Transformer:
+    """Copies that differ: experts 2i and 2i + 1 by plus and minus the same noise, `strength` of each matrix's deviation.
 
-    Their mean is the dense MLP in first order; a token that takes two of different pairs feels the noise.
+    It cancels for a token that takes both of a pair with equal gates, and for no other.
     """
     model = upcycled(old, new, 0.0, seed)
     for name, parameter in model.named_parameters():
@@ -54,20 +55,20 @@ def paired_upcycled(old: Transformer, new: ModelConfig, noise_std: float, seed: 
             noise = torch.empty_like(parameter[::2]).normal_(
                 generator=parameter_generator(seed, name, parameter.device)
             )
-            noise *= noise_std * parameter.std()
+            noise *= strength * parameter.std()
             parameter[::2] += noise
             parameter[1::2] -= noise
     return model
 
 
-def ours(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
+def ours(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Transformer:
     """Bilateral growth with cancelling noise. Without noise and extra layers: HyperCloning (Samragh et al. 2024)."""
     factor = new.d_model / old.config.d_model
-    return scale_bilaterally(old, factor, new.n_layers - old.config.n_layers, noise_std, seed=seed)
+    return scale_bilaterally(old, factor, new.n_layers - old.config.n_layers, strength, seed=seed)
 
 
 @torch.no_grad()
-def naive(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
+def naive(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Transformer:
     """A fresh large model whose first rows, columns and blocks are overwritten with the small one's."""
     model = Transformer.empty(new).initialise(torch.Generator().manual_seed(seed))
     parameters = dict(model.named_parameters())
@@ -77,7 +78,7 @@ def naive(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Tr
 
 
 @torch.no_grad()
-def predecessor(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
+def predecessor(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Transformer:
     """Tiled and divided by the factor, the embedding too; the last block copied as extra layers; noise over rows.
 
     After yashwantram97/model-growth, whose extra blocks are no identity and whose noise does not cancel.
@@ -88,7 +89,7 @@ def predecessor(old: Transformer, new: ModelConfig, noise_std: float, seed: int)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             noise = torch.empty_like(parameter).normal_(generator=parameter_generator(seed, name, parameter.device))
-            parameter += noise_std * parameter.std() * noise
+            parameter += strength * parameter.std() * noise
     # The head, divided for twice the features, is the embedding; the final norm is copied as it was.
     factor = new.d_model / old.config.d_model
     model.embedding.weight /= factor
@@ -97,7 +98,7 @@ def predecessor(old: Transformer, new: ModelConfig, noise_std: float, seed: int)
     return model
 
 
-def stacked(old: Transformer, new: ModelConfig, noise_std: float, seed: int) -> Transformer:
+def stacked(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Transformer:
     """G_stack (Du et al. 2024): the whole model on top of itself."""
     return with_blocks_of(old, new, lambda block: block % old.config.n_layers)
 

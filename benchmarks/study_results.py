@@ -15,7 +15,8 @@ from statistics import fmean
 
 from config import UserError
 
-SCRATCH, SMALL_DENSE, SMALL_MOE, OURS = "target from scratch", "small dense continued", "small MoE continued", "ours"
+SCRATCH, OURS = "target from scratch", "ours"
+SMALL_DENSE, SMALL_MOE, MIDDLE = "small dense continued", "small MoE continued", "middle size from scratch"
 SWEEP, ABLATION = ", lr ", "ablation: "
 
 

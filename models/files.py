@@ -55,7 +55,7 @@ def put_tokenizer(source: Path, target: Path) -> None:
         with replacing(target) as stream:
             stream.write(source.read_bytes())
     except OSError as error:
-        raise UserError(f"could not write the model's tokenizer {target}: {reason(error)}") from error
+        raise UserError(f"could not copy the tokenizer {source} to {target}: {reason(error)}") from error
 
 
 def bring_tokenizer(config: ModelConfig, source: Path, target: Path) -> None:

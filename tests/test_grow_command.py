@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from config import ModelConfig
+from config import ModelConfig, UserError
 from durable_files import write_tensors
 from models import Transformer, load_model, save_model
+from models.files import put_tokenizer
 from test_growth_checks import lively_dense_model, lively_moe_model
 from transfer import grow
 from transfer.verify_growth_mechanics import check_functional_identity
@@ -50,6 +51,12 @@ def test_it_writes_the_grown_model_and_says_what_it_did(model, tmp_path):
     )
     assert "  ✓ ALL CHECKS PASSED" in lines and lines[-1] == f"Wrote {out}"
     assert model.read_bytes() == before and sorted(tmp_path.iterdir()) == [out, model]
+
+
+def test_a_tokenizer_that_cannot_be_copied_is_named(tmp_path):
+    with pytest.raises(UserError, match="could not copy the tokenizer .*none.json to .*copy.json: No such file"):
+        put_tokenizer(tmp_path / "none.json", tmp_path / "copy.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tokenizer_file_goes_with_the_model_that_names_it(model, tmp_path):

@@ -54,6 +54,18 @@ def test_a_beginning_from_disk_gives_the_same_losses(data, tmp_path):
     assert ends(study(GROWN, budgets, data, tmp_path / "b")) == ends(first)
 
 
+def test_rate_shares_multiply_over_growths_and_outlast_a_copy(data, monkeypatch):
+    trainee = growth_study.Trainee.new(lively_moe_model(SMALL))
+    for _ in range(2):
+        trainee = trainee.grown(
+            Growth(0.0, trainee.model.config.grown(1, 1), "ours", rewarm_steps=0, rate_share=0.5), 0
+        )
+    rates = []
+    monkeypatch.setattr(growth_study, "train_step", lambda model, optimizers, batch, rate, config: rates.append(rate))
+    trainee.copy().step(data, 0.04, None)
+    assert rates == [pytest.approx(0.01)]
+
+
 def test_every_operator_fills_the_target_and_ours_alone_keeps_the_function():
     small = lively_moe_model(dataclasses.replace(SMALL, vocab_size=97))
     target = small.config.grown(2, 2)
@@ -75,10 +87,17 @@ def test_experts_that_differ_do_so_in_whole_units_or_cancel_in_pairs():
         up, down = (getattr(block.mlp, name).weight != getattr(old.mlp, name).weight for name in ("up", "down"))
         assert torch.equal(up.all(2), down.all(1)) and torch.equal(up.any(2), down.any(1))
         assert (up.all(2).sum(1) == 32).all() and len(up.all(2).unique(dim=0)) == 8
+    drawn = OPERATORS["drop_upcycled"](dense, geometry, 1.0, seed=0).blocks[0].mlp
+    assert (drawn.up.bias == 0).all() and drawn.up.weight.std().item() == pytest.approx(
+        dense.blocks[0].mlp.up.weight.std().item(), rel=0.05
+    )
     for block, old in zip(OPERATORS["paired_upcycled"](dense, geometry, 0.5, seed=0).blocks, dense.blocks):
-        difference = block.mlp.up.weight - old.mlp.up.weight
-        assert torch.allclose(difference[::2], -difference[1::2], atol=1e-6)
-        assert difference.std().item() == pytest.approx(0.5 * old.mlp.up.weight.std().item(), rel=0.05)
+        for name in ("up", "down"):
+            weight = getattr(old.mlp, name).weight
+            difference = getattr(block.mlp, name).weight - weight
+            assert torch.allclose(difference[::2], -difference[1::2], atol=1e-6)
+            assert difference.std().item() == pytest.approx(0.5 * weight.std().item(), rel=0.05)
+            assert not torch.equal(difference[0], difference[2])
 
 
 @pytest.mark.parametrize("flags, text", [("--arms nope", "unknown arm 'nope'"), ("--arms ours", "data is 'x'")])

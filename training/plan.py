@@ -1,8 +1,9 @@
 """What a run will need, before it starts: geometry, parameters and memory of each phase.
 
 Bytes per parameter in fp32, full memory: 4 weight, 4 gradient, 4 or 8 moments (Muon, AdamW). Gradients appear
-in the backward pass as activations go, so the peak holds the larger of the two. Lean memory: 4 weight,
-2 or 8 moments, and the gradients of one layer beside the activations.
+in the backward pass as activations go, so on a GPU the peak holds the larger of the two. On a CPU it holds both: what
+activations leave free is in pieces into which no gradient fits. Lean memory: 4 weight, 2 or 8 moments, and the
+gradients of one layer beside the activations.
 
 Several ranks divide weights, moments, gradients and the batch among them; each has besides what FSDP makes whole
 for the blocks that compute now (`gathered_bytes`).
@@ -60,12 +61,13 @@ class PhaseMemory:
     process: float
     trial: float = 0.0  # the next phase beside this one, with `grow_when = "auto"`
     is_lean: bool = False
+    adds_up: bool = True  # gradients and activations are there at once
     gathered: float = 0.0  # with several ranks: parameters and gradients that are whole at once
 
     @property
     def peak(self) -> float:
         both = (self.gradients, self.activations)
-        own = sum(both) if self.is_lean else max(both)
+        own = sum(both) if self.adds_up else max(both)
         return self.weights + self.optimizer + max(own, self.trial) + self.process + self.gathered
 
 
@@ -79,6 +81,7 @@ def phase_memory(model: ModelConfig, tokens: int, machine: Machine, is_lean: boo
         activations=activation_bytes(model, tokens // n_ranks, machine.device, machine.compute_dtype, is_lean),
         process=PROCESS_BYTES,
         is_lean=is_lean,
+        adds_up=is_lean or machine.device.type == "cpu",
         gathered=gathered_bytes(model) if n_ranks > 1 else 0.0,
     )
 

@@ -72,10 +72,9 @@ def changed_settings(saved: RunState, config: TrainingConfig) -> dict[str, list]
     return changes
 
 
-def cost_of_changes(changes: dict[str, list], config: TrainingConfig) -> str:
+def cost_of_changes(changes: dict[str, list]) -> str:
     """What the run no longer is, in words, after such changes of settings and facts."""
-    # `grow_when = "auto"` judges by the held-out losses that it has.
-    if set(changes) <= set(WATCHING) and config.grow_when != "auto":
+    if set(changes) <= set(WATCHING):
         return "The models will be the same, the history will not"
     return "The run is no longer, bit for bit, the one that was never stopped"
 

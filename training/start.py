@@ -176,7 +176,7 @@ def record_start(run: Run, new: RunState, changes: dict[str, list]) -> None:
     changes |= {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if changes:
         said = ", ".join(f"{name} {before} → {now}" for name, (before, now) in changes.items())
-        print(f"Otherwise than before: {said}. {cost_of_changes(changes, run.config)}")
+        print(f"Otherwise than before: {said}. {cost_of_changes(changes)}")
         run.history.write("resumed", phase=at.phase, step=at.step, changes=changes, parameters=parameters)
 
 

@@ -101,7 +101,7 @@ def keep_tokenizer(config: TrainingConfig, folder: Path) -> None:
     """Puts a tokenizer that was given as a file beside the models, which name it.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be read or written.
     """
     if not config.tokenizer.endswith(SUFFIX):
         return

@@ -2,8 +2,7 @@
 
     python -m transfer.export --checkpoint checkpoints/dense_model.pt --out DIR
 
-With model_card.py, which reads the history that training writes, and import_hf.py it is what in transfer/ needs more
-than models: a tokenizer goes where its model goes.
+Of transfer/ this module and import_hf.py alone use data/, for the tokenizer; model_card.py alone reads what training writes.
 
 Exit codes: 0 done, 2 something given cannot work, 4 out of memory, 130 stopped by Ctrl-C.
 """

@@ -10,7 +10,7 @@ import torch
 import train_tinystories
 from benchmarks.scaling_ranks import RANKS, TOKENS, report
 from config import PRESETS, UserError
-from training import ranks
+from training import plan, ranks
 from training.cli import parse_config
 from training.plan import GB, Machine, choose_memory, phase_memory
 from training.ranks import require_shareable
@@ -89,6 +89,13 @@ def test_ranks_divide_what_they_share_and_plan_for_what_is_whole():
     for n_ranks in (1, 4):
         machine = Machine(CPU, torch.bfloat16, n_ranks, available=18 * GB)
         assert choose_memory(reference, dense, machine)[0].is_lean == (n_ranks == 1)
+
+
+def test_ranks_of_one_machine_share_its_memory_and_not_a_gpus(monkeypatch):
+    monkeypatch.setattr(plan, "available_bytes", lambda device: 24 * GB)
+    monkeypatch.setattr(ranks, "planned_count_here", lambda: 4)
+    for device, each in ((CPU, 6 * GB), (torch.device("cuda"), 24 * GB)):
+        assert Machine.now(device, None, n_ranks=4).available == each
 
 
 def test_one_process_is_in_no_group(monkeypatch):
