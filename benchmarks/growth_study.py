@@ -280,7 +280,10 @@ ARMS = {
     "ablation: asymmetric optimizer": in_two_steps("ours", optimizer="asymmetric"),
     "ablation: no noise": in_two_steps("ours", noise=0.0),
     "ablation: noise 0.2": in_two_steps("ours", noise=0.2),
-    "ablation: 0.7 of the rate after each growth": in_two_steps("ours", rate_share=0.7),
+    "ablation: half the rate in the target": Arm(
+        SMALL,
+        (UPCYCLE, Growth(TO_MIDDLE_AT, MIDDLE, "ours"), Growth(TO_TARGET_AT, TARGET, "ours", rate_share=0.5)),
+    ),
     "ablation: no re-warming": in_two_steps("ours", rewarm_steps=0),
     "ablation: re-warming over 100 steps": in_two_steps("ours", rewarm_steps=100),
 }
