@@ -534,8 +534,10 @@ def test_out_of_memory_is_one_line(files, capsys, monkeypatch):
 
 
 # Every token takes a second, as with a large model: signals and closed pipes come in the middle of a story.
+# A shell hands on an ignored Ctrl-C to what it starts in the background, which these tests may be.
 SLOW = """
-import sys, time, generate
+import signal, sys, time, generate
+signal.signal(signal.SIGINT, signal.default_int_handler)
 stream = generate.stream_tokens
 def slow(*arguments):
     for each in stream(*arguments):
