@@ -4,7 +4,7 @@
 
 Prints the tables, puts them between the marker lines of docs/GROWTH_STUDY.md and draws
 docs/growth_study.png. Only annealed losses count, those where the learning rate has fallen to zero;
-the trunks at constant learning rate are drawn and nothing else. Seeds are compared in pairs: an arm
+of the trunks at constant learning rate what growth can save is computed, and they are drawn. Seeds are compared in pairs: an arm
 with fewer seeds than another is compared on those that both have.
 
 Exit codes: 0 done, 2 something given cannot work.

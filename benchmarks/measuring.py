@@ -98,9 +98,9 @@ class Limit:
     call: Callable[[], object]
     best: float  # FLOP/s of its fastest sample
 
-    def rate(self, timings: dict[str, Timing]) -> float:
-        """FLOP/s in the rounds of `timings`, in which it took part as `LIMIT`."""
-        return self.flops / timings[LIMIT].seconds
+    def rate(self, timing: Timing) -> float:
+        """FLOP/s in the rounds in which it took part, as `LIMIT`."""
+        return self.flops / timing.seconds
 
 
 LIMIT = "limit"

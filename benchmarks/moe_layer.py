@@ -92,7 +92,7 @@ def measure(
     del expected
     contenders |= {name: build(problem) for name, build in DENSE.items()}
     timings = time_interleaved(contenders | {LIMIT: limit.call}, device)
-    limit_rate = limit.rate(timings)
+    limit_rate = limit.rate(timings[LIMIT])
     fastest_dense = min(timings[name].seconds for name in DENSE)
     return {
         "dtype": dtype_name,

@@ -81,7 +81,7 @@ def measure(chosen: dict[str, Trainee], batch_size: int, limit: Limit) -> tuple[
     """One row of figures and one of parts, seconds each, per contender; and the limit's timing."""
     first = {name: seconds_of(trainee, 1, DEVICE) for name, trainee in chosen.items()}
     timings = time_interleaved(chosen | {LIMIT: limit.call}, DEVICE)
-    limit_rate = limit.rate(timings)
+    limit_rate = limit.rate(timings[LIMIT])
     steps, parts = [], []
     for name, trainee in chosen.items():
         seconds = timings[name].seconds
@@ -133,17 +133,18 @@ def run(given: list[str] | None) -> None:
     limit = find_limit(dtype, DEVICE, limit_shapes(settings.batch_size * settings.context_length, settings.d_model))
     chosen = contenders(settings, VOCAB_SIZE[arguments.preset], arguments.phases, dtype, arguments.memory == "lean")
     steps, parts, timing = measure(chosen, settings.batch_size, limit)
+    limit_rate = limit.rate(timing)
     found = ratios(steps)
     print(table(steps))
     print("\nSeconds\n" + table(parts) + "\n")
     for name, value in found.items():
         print(f"{name}: {value:.3f}")
     print(
-        f"Limit: this machine's best {arguments.dtype} matrix product, {limit.flops / timing.seconds / 1e9:,.0f} GFLOP/s in "
-        f"the same rounds (spread {timing.spread:.2f}), at its fastest {limit.best / 1e9:,.0f}"
+        f"Limit: this machine's best {arguments.dtype} matrix product, {limit_rate / 1e9:,.0f} GFLOP/s in the same "
+        f"rounds (spread {timing.spread:.2f}), at its fastest {limit.best / 1e9:,.0f}"
     )
     figures = {"machine": machine(DEVICE), "fastest_product": limit.best}
-    figures |= {"limit": limit.flops / timing.seconds, "spread of limit": timing.spread}
+    figures |= {"limit": limit_rate, "spread of limit": timing.spread}
     write_json(arguments.json, figures | {"steps": steps, "parts": parts, "ratios": found})
 
 

@@ -1,8 +1,8 @@
 """The other ways to make a large model of a small one, as the growth study compares them.
 
 Each takes the old model, the new geometry, the strength of what makes copies differ (its own measure) and a seed,
-and returns a filled model. They are written
-from the papers, for this architecture; none but `ours` keeps width, depth and MoE exact at once.
+and returns a filled model. They are written from the papers, for this architecture; none but `ours` keeps width,
+depth and MoE exact at once.
 """
 
 from __future__ import annotations

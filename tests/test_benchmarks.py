@@ -72,8 +72,7 @@ def test_a_timing_is_its_median_and_its_range():
 def test_the_limit_is_the_fastest_product_and_is_timed_with_the_contenders():
     limit = measuring.find_limit(torch.float32, CPU, [(4, 4, 4), (256, 256, 256)])
     assert limit.flops == 2 * 256**3 and limit.call().shape == (256, 256)
-    timings = {measuring.LIMIT: measuring.Timing((2.0, 1.0, 4.0))}
-    assert measuring.Limit(8.0, limit.call, best=8.0).rate(timings) == 4.0
+    assert measuring.Limit(8.0, limit.call, best=8.0).rate(measuring.Timing((2.0, 1.0, 4.0))) == 4.0
 
 
 def test_moe_layer_runs_every_routing_and_reports_shares_of_the_faster_dense_peer(tmp_path):
