@@ -3,9 +3,8 @@
     python -m benchmarks.growth_study_report
 
 Prints the tables, puts them between the marker lines of docs/GROWTH_STUDY.md and draws
-docs/growth_study.png. Only annealed losses count, those where the learning rate has fallen to zero;
-of the trunks at constant learning rate what growth can save is computed, and they are drawn. Seeds are compared in pairs: an arm
-with fewer seeds than another is compared on those that both have.
+docs/growth_study.png. Only annealed losses count, those where the learning rate has fallen to zero; the way there is
+drawn, too. Seeds are compared in pairs: an arm with fewer seeds than another is compared on those that both have.
 
 Exit codes: 0 done, 2 something given cannot work.
 """
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.study_comparison import Reach, differences, leads, reach_scratch
+from benchmarks.study_comparison import Reach, differences, reach_scratch
 from benchmarks.study_picture import draw
 from benchmarks.study_results import (
     ABLATION,
@@ -103,20 +102,6 @@ def reach_table(study: Study) -> str:
     return table(header, rows)
 
 
-def ceiling_table(study: Study) -> str:
-    """What is left of the scratch run's cost if growth costs nothing; empty where no narrower arm is ever ahead."""
-    budgets, rows = study.budgets(SCRATCH), []
-    arms = {SMALL_MOE: SMALL_MOE, MIDDLE: MIDDLE, OURS: "ours, before its last growth"}
-    for arm, name in arms.items():
-        found = [leads(study, arm, budget) for budget in budgets]
-        if any(found):
-            rows.append([name, str(max(map(len, found)))])
-            for budget, ahead in zip(budgets, found):
-                lead = spread([lead / 1e12 for lead in ahead], "{:.2f}".format) if ahead else ""
-                rows[-1].append(f"{100 * (1 - fmean(ahead) / budget):.0f} % ({lead})" if ahead else "–")
-    return table(["what grows", "seeds", *map(tflop, budgets)], rows) if rows else ""
-
-
 def margin_cells(study: Study, candidates: list[str], budget: float) -> list[str]:
     """The candidate that ours beats by least, ours minus it, and the same for each seed."""
     margins = {arm: differences(study, OURS, arm, budget) for arm in candidates}
@@ -172,15 +157,6 @@ def tables(study: Study) -> str:
         "better already; not reached: its longest is still worse.",
         reach_table(study),
     ]
-    if ceiling := ceiling_table(study):
-        parts += [
-            "### What growth can save at most\n\n"
-            "A grown model that goes on just as the scratch run does from the same loss saves what the narrower "
-            "model was ahead when it grew, and no more. What that leaves of the scratch run's FLOPs, and in brackets the "
-            "largest lead at equal loss in TFLOP, both at constant learning rate (being the largest of noisy "
-            "differences, it is rather too large):",
-            ceiling,
-        ]
     if OURS in study.annealed:
         parts += [
             "### Ours against the best of the others\n\n"

@@ -1,10 +1,9 @@
-"""Comparing arms of the growth study: what a loss costs, what growth saves, and differences on equal seeds."""
+"""Comparing arms of the growth study: what a loss costs, and differences on equal seeds."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
 from statistics import fmean
 
 from benchmarks.study_results import SCRATCH, Row, Study
@@ -59,29 +58,6 @@ def reach_scratch(study: Study, arm: str, budget: float, cost: str) -> list[Reac
         points = [mean([study.annealed[arm][seed, b] for seed in group]) for b in budgets]
         reached.append(reach(sorted(points), target, whole))
     return reached
-
-
-def leads(study: Study, arm: str, budget: float) -> list[float]:
-    """For each seed the largest lead of a narrower model over the scratch run, in FLOPs to the same loss.
-
-    Losses that the scratch run reaches within `budget` FLOPs count, and of the arm what it was while narrower than
-    the target. Both at constant learning rate, where growth happens, and of each the best loss so far. Empty where no
-    seed has both.
-    """
-    trunks, scratch = study.trunks.get(arm, {}), study.trunks.get(SCRATCH, {})
-    found = []
-    for seed in sorted(trunks.keys() & scratch.keys()):
-        points = best_so_far(scratch[seed])
-        narrower = [row for row in trunks[seed] if row.width < scratch[seed][0].width]
-        reached = [(reach(points, loss, 1.0), cost) for cost, loss in best_so_far(narrower)]
-        ahead = [there.share - cost for there, cost in reached if there.bound == 0 and there.share <= budget]
-        found += [max(ahead)] if ahead else []
-    return found
-
-
-def best_so_far(rows: list[Row]) -> list[tuple[float, float]]:
-    """(FLOPs, lowest loss until then), ascending."""
-    return list(zip((row.flops for row in rows), accumulate((row.loss for row in rows), min)))
 
 
 def differences(study: Study, arm: str, reference: str, budget: float) -> dict[int, float]:

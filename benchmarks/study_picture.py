@@ -20,7 +20,7 @@ MAIN = {
 }
 HOW_TO_READ = (
     "Marks: end of training, learning rate decayed to zero; bars: half the range over seeds. "
-    "Faint: on the way, at constant learning rate."
+    "Faint: on the way."
 )
 MUTED_COLOURS = ("#b8860b", "#9970ab", "#8c8c8c", "#c98bb9", "#6b8e5a", "#8da0cb", "#a0705a")
 MUTED_MARKERS = ("D", "P", "X", "<", ">", "h", "*", "p")
@@ -68,7 +68,7 @@ def draw_panel(study: Study, panel, cost: str, unit: float) -> None:
         bold = arm in MAIN
         colour, marker, label = MAIN[arm] if bold else (*next(muted), arm)
         if bold:
-            for rows in study.trunks.get(arm, {}).values():
+            for rows in study.curves.get(arm, {}).values():
                 x = [getattr(row, cost) / unit for row in rows]
                 panel.plot(x, [row.loss for row in rows], color=colour, alpha=0.35, linewidth=0.8)
         groups = [list(study.at(arm, budget).values()) for budget in study.budgets(arm)]
@@ -95,7 +95,7 @@ def draw_panel(study: Study, panel, cost: str, unit: float) -> None:
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_formatter(NullFormatter())
-    # The beginning of the trunks would squeeze what is to be compared into a corner.
+    # The beginning of the curves would squeeze what is to be compared into a corner.
     height = (max(losses) - min(losses)) or 1.0
     panel.set_xlim(0.6 * min(costs), 1.2 * max(costs))
     panel.set_ylim(min(losses) - 0.07 * height, max(losses) + 0.15 * height)
@@ -120,9 +120,9 @@ def headline(study: Study, cost: str) -> str:
 
 
 def growth_costs(study: Study, cost: str) -> list[float]:
-    """Where ours becomes wider, mean over seeds; empty where its trunk does not tell."""
+    """Where ours becomes wider, mean over seeds; empty where its curve does not tell."""
     by_seed = [
         [getattr(row, cost) for before, row in pairwise(rows) if row.width > before.width]
-        for rows in study.trunks.get(OURS, {}).values()
+        for rows in study.curves.get(OURS, {}).values()
     ]
     return [fmean(costs) for costs in zip(*by_seed)]

@@ -1,7 +1,6 @@
 """The growth study's results file, read and checked: rows by arm, seed and budget.
 
-Only annealed losses count, those where the learning rate has fallen to zero; the trunks at constant
-learning rate show the way there.
+Only annealed losses count, those where the learning rate has fallen to zero; the others show the way there.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ SWEEP, ABLATION = ", lr ", "ablation: "
 class Row:
     """One measurement: counted FLOPs, seconds of one thread, held-out loss in nats a token.
 
-    `budget` is in FLOPs; None on the trunk. The `loss` of a run that diverged is infinite.
+    `budget` is in FLOPs; None on the way to one. The `loss` of a run that diverged is infinite.
     """
 
     arm: str
@@ -46,11 +45,11 @@ KINDS = {
 
 @dataclass
 class Study:
-    """The rows by arm: annealed ones by (seed, budget), those of the trunk by seed in the order of training."""
+    """The rows by arm: annealed ones by (seed, budget), those on the way by seed in the order of training."""
 
     machine: str
     annealed: dict[str, dict[tuple[int, float], Row]] = field(default_factory=dict)
-    trunks: dict[str, dict[int, list[Row]]] = field(default_factory=dict)
+    curves: dict[str, dict[int, list[Row]]] = field(default_factory=dict)
 
     def at(self, arm: str, budget: float) -> dict[int, Row]:
         """The arm's annealed rows at one budget, by seed."""
@@ -127,7 +126,7 @@ def add_row(study: Study, values: dict) -> None:
         # Unlike nan, infinity compares: a run that diverged is worse than all others.
         row = dataclasses.replace(row, loss=math.inf)
     if row.budget is None:
-        study.trunks.setdefault(row.arm, {}).setdefault(row.seed, []).append(row)
+        study.curves.setdefault(row.arm, {}).setdefault(row.seed, []).append(row)
         return
     for name in ("budget", "flops", "seconds"):
         if not 0 < getattr(row, name) < math.inf:

@@ -1,4 +1,4 @@
-"""The growth study's machinery: branches, shared beginnings, operators; a few steps of each."""
+"""The growth study's machinery: stages, shared beginnings, operators; a few steps of each."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from data import load_data
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training.flops import step_flops
 
-GROWN = Arm(SMALL, (Growth(0.005, SMALL_MOE, "upcycled"), Growth(0.01, MIDDLE, "ours")))
+GROWN = Arm(SMALL, (Growth(0.2, SMALL_MOE, "upcycled"), Growth(0.4, MIDDLE, "ours", falls_to=0.1, peak=0.5)))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,9 @@ def data(token_cache):
 
 def study(arm, budgets, data, folder, seed=0):
     results = Results(folder / "results.json")
-    run_arm("an arm", arm, seed, budgets, data, data.heldout_batches(), folder / "cache", results)
+    for budget in budgets:
+        is_longest = budget == max(budgets)
+        run_arm("an arm", arm, seed, budget, data, data.heldout_batches(), folder / "cache", results, is_longest)
     return results.rows()
 
 
@@ -34,36 +36,48 @@ def ends(rows):
     return [(row["budget"], row["loss"]) for row in rows if row["budget"]]
 
 
-def test_branches_end_at_their_budgets_and_earlier_phases_are_charged(data, tmp_path):
+def test_runs_end_at_their_budgets_and_earlier_stages_are_charged(data, tmp_path):
     rows = study(GROWN, [0.008e12, 0.03e12], data, tmp_path)
-    branches = [row for row in rows if row["budget"]]
-    assert [row["budget"] for row in branches] == [0.008e12, 0.03e12]
-    for row in branches:
+    last = [row for row in rows if row["budget"]]
+    assert [row["budget"] for row in last] == [0.008e12, 0.03e12]
+    for row in last:
         assert row["budget"] <= row["flops"] < row["budget"] + step_flops(MIDDLE, 8)
-    assert [row["width"] for row in branches] == [32, 64]
-    assert rows[0]["loss"] > branches[0]["loss"] > branches[1]["loss"]
+        assert row["width"] == 64
+    way = [row for row in rows if not row["budget"]]
+    assert {row["width"] for row in way} == {32, 64} and way[0]["flops"] < 0.008e12, "the curve of the longest budget"
+    at_growths = [a["flops"] for a, b in zip(way, way[1:]) if a["flops"] == b["flops"]]
+    assert way[0]["loss"] > last[1]["loss"] and all(flops < 0.4 * 0.03e12 + 1e9 for flops in at_growths)
 
 
 def test_a_beginning_from_disk_gives_the_same_losses(data, tmp_path):
-    """The second arm takes up the first one's run just before it grew; the branch before that is kept, too."""
+    """The second arm takes up the first one's run just before it grew."""
     budgets = [0.008e12, 0.03e12]
     first = study(GROWN, budgets, data, tmp_path / "a")
-    assert len(list((tmp_path / "a" / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "a" / "cache").iterdir())) == 4
     again = study(GROWN, budgets, data, tmp_path / "a")
     assert ends(again) == ends(first) and len(ends(first)) == 2, "the same, and replaced, not added twice"
     assert ends(study(GROWN, budgets, data, tmp_path / "b")) == ends(first)
 
 
-def test_rate_shares_multiply_over_growths_and_outlast_a_copy(data, monkeypatch):
-    trainee = growth_study.Trainee.new(lively_moe_model(SMALL))
-    for _ in range(2):
-        trainee = trainee.grown(
-            Growth(0.0, trainee.model.config.grown(1, 1), "ours", rewarm_steps=0, rate_share=0.5), 0
-        )
-    rates = []
-    monkeypatch.setattr(growth_study, "train_step", lambda model, optimizers, batch, rate, config: rates.append(rate))
-    trainee.copy().step(data, 0.04, None)
-    assert rates == [pytest.approx(0.01)]
+def test_equal_beginnings_have_equal_names_and_others_do_not(data):
+    def key(arm, budget=1e12):
+        return growth_study.prefix_key(arm, 0, budget, 1, data.config)
+
+    another_way = dataclasses.replace(GROWN.growths[1], operator="naive", peak=1.0)
+    assert key(GROWN) == key(dataclasses.replace(GROWN, growths=(GROWN.growths[0], another_way)))
+    for field, value in (("at", 0.5), ("falls_to", 0.2)):
+        later = dataclasses.replace(GROWN.growths[1], **{field: value})
+        assert key(GROWN) != key(dataclasses.replace(GROWN, growths=(GROWN.growths[0], later)))
+    assert key(GROWN) != key(GROWN, 2e12) and key(GROWN) != key(dataclasses.replace(GROWN, lr=0.1))
+
+
+def test_rates_fall_before_growth_go_on_from_there_and_end_at_zero():
+    first, second, last = growth_study.stages(GROWN, 100.0)
+    assert [(stage.begin, stage.end) for stage in (first, second, last)] == [(0, 20), (20, 40), (40, 100)]
+    assert first.rate(0, 0) == pytest.approx(1 / 21) and first.rate(19, 90) == 1, "this one does not fall"
+    assert [second.rate(flops, 50) for flops in (25, 28, 34, 40)] == pytest.approx([1, 1, 0.55, 0.1])
+    assert last.rate(40, 0) == pytest.approx(0.1 + 0.4 / 21), "from where the stage before ended"
+    assert [last.rate(flops, 50) for flops in (60, 64, 82, 100, 101)] == pytest.approx([0.5, 0.5, 0.25, 0, 0])
 
 
 def test_every_operator_fills_the_target_and_ours_alone_keeps_the_function():

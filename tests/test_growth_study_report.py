@@ -11,7 +11,6 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks import growth_study_report as report
-from benchmarks.study_comparison import leads
 from benchmarks.study_picture import draw_panel
 from benchmarks.study_results import ABLATION, OURS, SCRATCH, SMALL_MOE, Study
 
@@ -45,11 +44,11 @@ def all_rows() -> list[dict]:
         for seed, losses in seeds.items()
         for tflop, loss in losses.items()
     ]
-    trunk = [(48, 0.5), (64, 0.5), (64, 1.5), (96, 1.5), (96, 3.0)]
+    way = [(48, 0.5), (64, 0.5), (64, 1.5), (96, 1.5), (96, 3.0)]
     return rows + [
         {**annealed(OURS, seed, 1, 2.9), "budget": None, "flops": at * 1e12, "seconds": 100 * at, "width": width}
         for seed in (0, 1)
-        for width, at in trunk
+        for width, at in way
     ]
 
 
@@ -121,35 +120,6 @@ def test_a_seed_that_lacks_a_budget_is_left_out_of_the_cost(tmp_path):
     rows = [row for row in all_rows() if (row["arm"], row["seed"], row["budget"]) != (OURS, 1, 4e12)]
     table = report.reach_table(report.read_study(write(tmp_path / "results.json", rows)))
     assert line(table, OURS) == "| ours | < 100 % | < 200 % | 50 % | 71 % |"
-
-
-def trunk(arm: str, seed: int, points: dict[float, float], width: int = 96) -> list[dict]:
-    return [
-        {**annealed(arm, seed, 1, loss), "budget": None, "flops": at * 1e12, "seconds": 1, "width": width}
-        for at, loss in points.items()
-    ]
-
-
-def test_growth_saves_at_most_the_largest_lead_of_the_small_model(tmp_path):
-    """The scratch run falls from 4 to 2 nats while its cost grows from 1 to 4 TFLOP, so it is at 3 nats after 2. The
-    small one is there after 0.5; at 3.5 nats its lead is √2 - 0.3, and what it says at 1 TFLOP is worse than before.
-    Ours counts while it is narrower: at 2.9 nats, 1.5 TFLOP after which it was 64 wide, the scratch run is after 4**0.55."""
-    rows = all_rows() + trunk(SCRATCH, 0, {0.1: 9.0, 1: 4.0, 4: 2.0}) + trunk(SCRATCH, 1, {1: 4.0, 4: 2.0})
-    small = trunk(SMALL_MOE, 0, {0.3: 3.5, 0.5: 3.0, 1: 3.1}, width=64)
-    study = report.read_study(write(tmp_path / "results.json", rows + small))
-    assert leads(study, SMALL_MOE, 4e12) == [pytest.approx(1.5e12)]
-    assert leads(study, OURS, 4e12) == [pytest.approx((4**0.55 - 0.5) * 1e12)] * 2
-    # Within 1.5 TFLOP the scratch run comes down to 3.5 nats, but not to 3.
-    assert leads(study, SMALL_MOE, 1.5e12) == [pytest.approx((2**0.5 - 0.3) * 1e12)]
-    table = report.ceiling_table(study)
-    assert line(table, "small MoE continued") == "| small MoE continued | 1 | – | 62 % (1.50) |"
-    assert (
-        line(table, "ours, before its last growth") == "| ours, before its last growth | 2 | – | 59 % (1.64 ± 0.000) |"
-    )
-    assert "What growth can save at most" in report.tables(study)
-    # A small model that never comes down to where the scratch run begins has no lead.
-    worse = rows + trunk(SMALL_MOE, 0, {0.5: 9.5}, width=64) + trunk(SMALL_MOE, 1, {0.5: 1.9}, width=64)
-    assert leads(report.read_study(write(tmp_path / "worse.json", worse)), SMALL_MOE, 4e12) == []
 
 
 def test_ours_is_compared_to_the_arm_it_beats_by_least_on_the_same_seeds(study):
