@@ -44,11 +44,13 @@ def train(run) -> None:
     config = run.config
     phase, model, moments = run.enter()
 
+    drawing = {"seed": config.seed, "tokens_BT": run.data.train_batch(0)[:2]}
+
     def upcycle(model):
-        return upcycle_to_moe(model, config.n_experts, config.top_k, config.router_std, seed=config.seed)
+        return upcycle_to_moe(model, config.n_experts, config.top_k, config.router_std, **drawing)
 
     def grow(model):
-        return scale_bilaterally(model, config.scale_factor, config.extra_layers, config.noise_std, seed=config.seed)
+        return scale_bilaterally(model, config.scale_factor, config.extra_layers, config.noise_std, **drawing)
 
     if phase <= 1:
         moments = train_phase(run, 1, model, moments, grow=upcycle)

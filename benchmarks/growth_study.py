@@ -224,9 +224,7 @@ def save_prefix(path: Path, trainee: Trainee, curve: list[dict]) -> None:
     temporary.replace(path)
 
 
-def begin(
-    arm: Arm, seed: int, budget: float, config: TrainingConfig, cache: Path
-) -> tuple[Trainee, list[dict], int]:
+def begin(arm: Arm, seed: int, budget: float, config: TrainingConfig, cache: Path) -> tuple[Trainee, list[dict], int]:
     """The arm's longest beginning that is on disk, its curve so far, and the stage that comes next."""
     for reached in reversed(range(len(arm.growths))):
         path = cache / prefix_key(arm, seed, budget, reached, config)
@@ -279,9 +277,7 @@ ARMS = {
     "HyperCloning": in_two_steps("ours", optimizer="fresh", noise=0.0),
     "SPARKLING-style": in_two_steps("ours", optimizer="asymmetric", noise=0.0),
     "late depth only": from_shape(4, 1, "ours"),
-    "ablation: in one step": Arm(
-        SMALL, (UPCYCLE, Growth(TO_TARGET_AT, TARGET, "ours", falls_to=LOW, peak=LOW))
-    ),
+    "ablation: in one step": Arm(SMALL, (UPCYCLE, Growth(TO_TARGET_AT, TARGET, "ours", falls_to=LOW, peak=LOW))),
     "ablation: to the target at 1/3": in_two_steps("ours", at=0.33),
     "ablation: to the target at 2/3": in_two_steps("ours", at=0.67),
     "ablation: before the rate has fallen": in_two_steps("ours", falls_to=1.0, peak=1.0),
@@ -329,9 +325,7 @@ def run_study(given: list[str] | None) -> None:
             batch_size=BATCH, context_length=CONTEXT, eval_batches=END_BATCHES,
         )  # fmt: skip
         data = load_data(config, say=lambda _: None)
-        run_arm(
-            name, arm, seed, budget, data, data.heldout_batches(), arguments.cache, results, budget == max(budgets)
-        )
+        run_arm(name, arm, seed, budget, data, data.heldout_batches(), arguments.cache, results, budget == max(budgets))
 
 
 def main(arguments: list[str] | None = None) -> int:

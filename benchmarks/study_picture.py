@@ -19,8 +19,7 @@ MAIN = {
     SMALL_DENSE: ("#009988", "v", SMALL_DENSE),
 }
 HOW_TO_READ = (
-    "Marks: end of training, learning rate decayed to zero; bars: half the range over seeds. "
-    "Faint: on the way."
+    "Marks: end of training, learning rate decayed to zero; bars: half the range over seeds. Faint: on the way."
 )
 MUTED_COLOURS = ("#b8860b", "#9970ab", "#8c8c8c", "#c98bb9", "#6b8e5a", "#8da0cb", "#a0705a")
 MUTED_MARKERS = ("D", "P", "X", "<", ">", "h", "*", "p")

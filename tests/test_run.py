@@ -144,7 +144,7 @@ def test_a_jump_or_another_story_stops_the_run(tmp_path, token_cache, capsys, mo
         return moe
 
     train_tinystories_upcycle = train_tinystories.upcycle_to_moe
-    monkeypatch.setattr(train_tinystories, "upcycle_to_moe", lambda *a, seed: damaged(*a))
+    monkeypatch.setattr(train_tinystories, "upcycle_to_moe", lambda *a, **_: damaged(*a))
     monkeypatch.setattr(boundary, "run_checks", lambda *_: [])
     stories = iter([[1], [2]])
     monkeypatch.setattr(boundary, "continuation", lambda run, model: next(stories))

@@ -16,8 +16,10 @@ from transfer.optimizer_growth import State
 # Learning rates are given for the matrices; the rest of the model takes these shares of them.
 EMBEDDING_SHARE = 0.125
 REST_SHARE = 0.25
-# A router is what moves all tokens at once: at the others' rate experts ran empty.
+# A router is what moves all tokens at once: at the others' rate experts ran empty. Adam's steps are of one size in
+# each of the d_model features, so a logit moves d_model times as far (Yang et al. 2022, table 3).
 ROUTER_SHARE = 0.05
+ROUTER_WIDTH = 128
 
 
 def build_optimizers(
@@ -59,7 +61,7 @@ def build_optimizers(
     adamw = torch.optim.AdamW(
         [
             {"params": embedding, "share": EMBEDDING_SHARE},
-            {"params": routers, "share": ROUTER_SHARE},
+            {"params": routers, "share": ROUTER_SHARE * min(1.0, ROUTER_WIDTH / config.d_model)},
             {"params": rest, "share": REST_SHARE},
         ],
         lr=0.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True,

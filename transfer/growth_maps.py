@@ -170,6 +170,11 @@ class GrowthMaps:
         origin = self.block_origins[int(block)]
         return None if origin is None else f"blocks.{origin}.{inside}"
 
+    @property
+    def new_blocks(self) -> list[int]:
+        """The identity blocks, by their place in the new model."""
+        return [block for block, origin in enumerate(self.block_origins) if origin is None]
+
     def axes(self, name: str) -> tuple[AxisMap | None, AxisMap | None]:
         """The axis that the parameter writes and the one that it reads; None where there is none or it stays.
 

@@ -25,6 +25,7 @@ from models import Transformer
 from models.shards import empty_like, filling, whole
 from models.transformer import RESIDUAL_WRITERS, initialise_parameter
 from transfer.growth_maps import AxisMap, GrowthMaps
+from transfer.new_routers import turn_from_mean
 from transfer.random_streams import parameter_generator
 
 
@@ -63,6 +64,7 @@ def scale_bilaterally(
     extra_layers: int = 4,
     noise_std: float = 1.0,
     seed: int = 0,
+    tokens_BT: Tensor | None = None,
 ) -> Transformer:
     """A wider and deeper model that computes what `old_model` computes; the old model is untouched.
 
@@ -72,6 +74,8 @@ def scale_bilaterally(
         noise_std: symmetry-breaking noise, relative to each grown weight's standard deviation.
         seed: of noise and new blocks. Each parameter draws from its own stream, so the result
             does not depend on the order in which parameters are grown.
+        tokens_BT: with some of the training tokens, int64, one longer than the context, the routers of new blocks
+            use their experts about alike from the first step on (new_routers.py).
     Raises:
         UserError: the factor gives no whole number of heads, or something would shrink.
     """
@@ -90,6 +94,8 @@ def scale_bilaterally(
             else:
                 old = whole(old_parameters[old_name])
                 value.copy_(grown_parameter(name, old, maps, noise_std, generator))
+    if tokens_BT is not None and config.is_moe:
+        turn_from_mean(new_model, maps.new_blocks, tokens_BT)
     return new_model
 
 

@@ -7,22 +7,31 @@ mixture of equal experts is the MLP, whatever the router says: the function does
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from config import UserError
 from models import Transformer
 from models.shards import empty_like, filling, whole
+from transfer.new_routers import turn_from_mean
 from transfer.random_streams import parameter_generator
 
 
 @torch.no_grad()
 def upcycle_to_moe(
-    dense_model: Transformer, n_experts: int = 8, top_k: int = 2, router_std: float = 0.02, seed: int = 0
+    dense_model: Transformer,
+    n_experts: int = 8,
+    top_k: int = 2,
+    router_std: float = 0.02,
+    seed: int = 0,
+    tokens_BT: Tensor | None = None,
 ) -> Transformer:
     """A mixture of experts that computes what `dense_model` computes; the dense model is untouched.
 
     Args:
         router_std: standard deviation of the router's weights. Zero would tie all logits and
             send every token to the same `top_k` experts.
+        tokens_BT: with some of the training tokens, int64, one longer than the context, the experts are used about
+            alike from the first step on (new_routers.py).
     Raises:
         UserError: the model has experts already, or `top_k` and `n_experts` do not fit.
     """
@@ -38,4 +47,6 @@ def upcycle_to_moe(
                 # A dense weight (out, in) fills a stack (n_experts, out, in) by broadcasting.
                 value.copy_(whole(dense_parameters[name]))
     moe.compute_dtype = dense_model.compute_dtype
+    if tokens_BT is not None:
+        turn_from_mean(moe, list(range(len(moe.blocks))), tokens_BT)
     return moe

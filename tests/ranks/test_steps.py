@@ -170,8 +170,9 @@ def test_growth_on_ranks_gives_the_same_bits_and_none_holds_more_than_its_part()
     def work():
         dense = build_dense_model(dataclasses.replace(GEOMETRY, n_experts=0))
         shared = lay_out(dense, CPU)
-        moe, shared_moe = (upcycle_to_moe(model, 4, 2) for model in (dense, shared))
-        large, shared_large = (scale_bilaterally(model, 1.5, 1) for model in (moe, shared_moe))
+        few = tokens(0)[:2]
+        moe, shared_moe = (upcycle_to_moe(model, 4, 2, tokens_BT=few) for model in (dense, shared))
+        large, shared_large = (scale_bilaterally(model, 1.5, 1, tokens_BT=few) for model in (moe, shared_moe))
         for expected, model in ((dense, shared), (moe, shared_moe), (large, shared_large)):
             assert largest_difference(model, expected) == 0.0
             held = sum(own(parameter).numel() for parameter in model.parameters())
