@@ -124,11 +124,10 @@ def test_a_seed_that_lacks_a_budget_is_left_out_of_the_cost(tmp_path):
 
 def test_ours_is_compared_to_the_arm_it_beats_by_least_on_the_same_seeds(study):
     table = report.margin_table(study)
-    tie = "small MoE continued | +0.000 ± 0.100 | 0: -0.100, 1: +0.100"
-    assert line(table, "1 TFLOP") == f"| 1 TFLOP | {tie} | {tie} |"
-    assert line(table, "4 TFLOP") == (
-        "| 4 TFLOP | target from scratch | -0.400 ± 0.100 | 0: -0.500, 1: -0.300 | rival | +0.100 | 0: +0.100 |"
-    )
+    lines = [line.split(" | ", 2)[1:] for line in table.splitlines()[2:] if line.startswith(("| 1 T", "| 4 T"))]
+    assert ["scratch or small continued", "small MoE continued | +0.000 ± 0.100 | 0: -0.100, 1: +0.100 |"] in lines
+    assert ["scratch or small continued", "target from scratch | -0.400 ± 0.100 | 0: -0.500, 1: -0.300 |"] in lines
+    assert ["another way to grow", "rival | +0.100 | 0: +0.100 |"] in lines
 
 
 def test_ablations_and_learning_rates_are_compared_where_both_have_seed_and_budget(study):
