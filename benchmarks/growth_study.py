@@ -4,8 +4,8 @@
         --valid-data ../shared/tinystories/valid.txt
     python -m benchmarks.growth_study_report
 
-An arm is a start and a list of growths, and each budget is a run of its own. As in a phase of the driver
-the learning rate of a stage (what lies between two growths) falls over its last 60 %; the last stage falls to zero.
+An arm is a start and a list of growths, and each budget is a run of its own. As in the last phases of the driver
+the learning rate falls over the last 60 % of the stage before the last growth, and of the last stage, to zero there.
 Growth arms that share a beginning share its run, and each is charged for it. Rows of arm, seed, budget, flops,
 seconds and held-out loss are added to benchmarks/results/growth_study.json as runs are finished: the study goes on
 with those that are missing.
@@ -169,10 +169,8 @@ class Results:
             temporary.replace(self.path)
 
 
-def run_arm(
-    name: str, arm: Arm, seed: int, budget: float, data, heldout, cache: Path, results: Results, keeps_curve: bool
-) -> None:
-    """Trains one arm for one budget (FLOPs) and adds its row, with its curve on the way if wanted."""
+def run_arm(name: str, arm: Arm, seed: int, budget: float, data, heldout, cache: Path, results: Results) -> None:
+    """Trains one arm for one budget (FLOPs) and adds its row, with its curve on the way if no longer run is there."""
     trainee, curve, reached = begin(arm, seed, budget, data.config, cache)
     due = trainee.flops
 
@@ -199,7 +197,9 @@ def run_arm(
     end = measure(budget)
     tqdm.write(f"{name:<28} seed {seed} budget {budget / 1e12:5.1f} TFLOP loss {end['loss']:.4f} "
                f"steps {end['steps']} seconds {end['seconds']:.0f}")  # fmt: skip
-    results.add([{**row, "arm": name} for row in curve if keeps_curve] + [end])
+    budgets = [row["budget"] or 0 for row in results.rows() if (row["arm"], row["seed"]) == (name, seed)]
+    is_longest = budget >= max(budgets, default=0)
+    results.add([{**row, "arm": name} for row in curve if is_longest] + [end])
 
 
 def prefix_key(arm: Arm, seed: int, budget: float, n_growths: int, config: TrainingConfig) -> str:
@@ -249,9 +249,9 @@ def in_two_steps(operator: str, at: float = TO_TARGET_AT, falls_to: float = LOW,
     return Arm(SMALL, (UPCYCLE, Growth(TO_MIDDLE_AT, MIDDLE, "ours"), to_target))
 
 
-def from_shape(scale_factor: float, extra_layers: int, operator: str, **how) -> Arm:
-    """An arm that grows one axis alone and so starts with the other one as the target has it."""
-    start = SMALL.grown(scale_factor, extra_layers)
+def in_depth(operator: str, **how) -> Arm:
+    """As wide as the target from the first step, half as deep until the last growth."""
+    start = SMALL.grown(4, 1)
     upcycle = Growth(0.08, start.upcycled(8, 2), "upcycled")
     return Arm(start, (upcycle, Growth(TO_TARGET_AT, TARGET, operator, falls_to=LOW, peak=LOW, **how)))
 
@@ -273,10 +273,10 @@ ARMS = {
     "upcycled with differences": upcycled_with("paired_upcycled", 0.5),
     "naive growth": in_two_steps("naive", optimizer="fresh"),
     "predecessor's operator": in_two_steps("predecessor", optimizer="fresh", noise=1e-5),
-    "G_stack": from_shape(4, 1, "stacked", optimizer="fresh"),
+    "G_stack": in_depth("stacked", optimizer="fresh"),
     "HyperCloning": in_two_steps("ours", optimizer="fresh", noise=0.0),
     "SPARKLING-style": in_two_steps("ours", optimizer="asymmetric", noise=0.0),
-    "late depth only": from_shape(4, 1, "ours"),
+    "late depth only": in_depth("ours"),
     "ablation: in one step": Arm(SMALL, (UPCYCLE, Growth(TO_TARGET_AT, TARGET, "ours", falls_to=LOW, peak=LOW))),
     "ablation: to the target at 1/3": in_two_steps("ours", at=0.33),
     "ablation: to the target at 2/3": in_two_steps("ours", at=0.67),
@@ -300,7 +300,7 @@ def run_study(given: list[str] | None) -> None:
     parser.add_argument("--valid-data", required=True, help="held-out stories")
     parser.add_argument("--arms", nargs="*", default=list(ARMS), help="which arms; all of them if not given")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--budgets", nargs="*", type=float, default=[12, 24], help="training TFLOP")
+    parser.add_argument("--budgets", nargs="*", type=float, default=[6, 12, 24], help="training TFLOP")
     parser.add_argument("--lr", type=float, help="try another learning rate; its rows carry it in the arm's name")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--cache", type=Path, default=Path("data/cache/growth_study"))
@@ -325,7 +325,7 @@ def run_study(given: list[str] | None) -> None:
             batch_size=BATCH, context_length=CONTEXT, eval_batches=END_BATCHES,
         )  # fmt: skip
         data = load_data(config, say=lambda _: None)
-        run_arm(name, arm, seed, budget, data, data.heldout_batches(), arguments.cache, results, budget == max(budgets))
+        run_arm(name, arm, seed, budget, data, data.heldout_batches(), arguments.cache, results)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.study_comparison import reach_scratch
-from benchmarks.study_results import OURS, SCRATCH, SMALL_DENSE, SMALL_MOE, Study, nats
+from benchmarks.study_results import MIDDLE, OURS, SCRATCH, SMALL_DENSE, SMALL_MOE, Study, nats
 from config import UserError
 
 # Colour, marker and name of the arms that carry the question; the others are drawn thin and muted.
@@ -17,12 +17,13 @@ MAIN = {
     SCRATCH: ("#222222", "s", SCRATCH),
     SMALL_MOE: ("#0077bb", "^", SMALL_MOE),
     SMALL_DENSE: ("#009988", "v", SMALL_DENSE),
+    MIDDLE: ("#b8860b", "D", MIDDLE),
 }
 HOW_TO_READ = (
     "Marks: end of training, learning rate decayed to zero; bars: half the range over seeds. Faint: on the way."
 )
-MUTED_COLOURS = ("#b8860b", "#9970ab", "#8c8c8c", "#c98bb9", "#6b8e5a", "#8da0cb", "#a0705a")
-MUTED_MARKERS = ("D", "P", "X", "<", ">", "h", "*", "p")
+MUTED_COLOURS = ("#9970ab", "#8c8c8c", "#c98bb9", "#6b8e5a", "#8da0cb", "#a0705a")
+MUTED_MARKERS = ("P", "X", "<", ">", "h", "*", "p")
 
 
 def draw(study: Study, path: Path) -> None:
@@ -119,9 +120,12 @@ def headline(study: Study, cost: str) -> str:
 
 
 def growth_costs(study: Study, cost: str) -> list[float]:
-    """Where ours becomes wider, mean over seeds; empty where its curve does not tell."""
+    """Where ours becomes wider, mean over the seeds of its longest budget; empty where their curves do not tell."""
+    if OURS not in study.annealed:
+        return []
+    curves = study.curves.get(OURS, {})
     by_seed = [
-        [getattr(row, cost) for before, row in pairwise(rows) if row.width > before.width]
-        for rows in study.curves.get(OURS, {}).values()
+        [getattr(row, cost) for before, row in pairwise(curves[seed]) if row.width > before.width]
+        for seed in curves.keys() & study.at(OURS, study.budgets(OURS)[-1]).keys()
     ]
     return [fmean(costs) for costs in zip(*by_seed)]

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks import growth_study_report as report
-from benchmarks.study_picture import draw_panel
+from benchmarks.study_picture import draw_panel, growth_costs
 from benchmarks.study_results import ABLATION, OURS, SCRATCH, SMALL_MOE, Study
 
 # Loss by arm, seed and TFLOP.
@@ -172,6 +172,14 @@ def test_a_study_that_has_only_begun_is_drawn(tmp_path, markdown, capsys):
     begun = [row for row in all_rows() if row["arm"] in (SCRATCH, f"{ABLATION}no noise")]
     assert run(write(tmp_path / "results.json", begun), markdown) == 0
     assert markdown.with_suffix(".png").stat().st_size > 10_000 and capsys.readouterr().err == ""
+
+
+def test_growths_are_marked_where_the_longest_runs_grow(tmp_path):
+    earlier = [
+        {**row, "seed": 2, "flops": row["flops"] / 2} for row in all_rows() if row["arm"] == OURS and row["seed"] == 0
+    ]
+    rows = all_rows() + [row for row in earlier if row["budget"] != 4e12]
+    assert growth_costs(report.read_study(write(tmp_path / "results.json", rows)), "flops") == [0.5e12, 1.5e12]
 
 
 def test_the_picture_shows_the_arms_and_neither_sweeps_nor_ablations(study):
