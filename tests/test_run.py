@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 import train_tinystories
 from config import TrainingConfig
 from models import load_model
-from training import boundary, loop
+from training import boundary, loop, plan, start
 from training.grow_when import Trial
 from training.history import read_history
 from training.run import MODEL_NAMES
@@ -151,6 +153,26 @@ def test_a_jump_or_another_story_stops_the_run(tmp_path, token_cache, capsys, mo
     assert run(tmp_path, token_cache) == 3
     error = capsys.readouterr().err
     assert "before phase 2: jump (" in error and "story (" in error
+
+
+def test_what_a_saved_state_takes_is_not_counted_twice(tmp_path, token_cache, monkeypatch):
+    """A machine on which the run just fits has to be able to resume it."""
+    whole_step, read = loop.train_step, start.read_run_state
+
+    def stopped_step(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole_step(*arguments)
+
+    def loaded(*arguments, **named):
+        monkeypatch.setattr(plan, "available_bytes", lambda device: 1e6)
+        return read(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", stopped_step)
+        assert run(tmp_path, token_cache, "--steps-phase1", "2", "--steps-phase2", "1", "--steps-phase3", "1") == 143
+    monkeypatch.setattr(start, "read_run_state", loaded)
+    assert train_tinystories.main(["--resume", "--checkpoint-dir", str(tmp_path)]) == 0
+    assert plan.available_bytes(torch.device("cpu")) == 1e6, "it was read"
 
 
 def test_steps_of_zero_train_nothing_and_still_grow(tmp_path, token_cache):

@@ -50,6 +50,8 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
     ranks.first_alone(lambda: require_packages(config))
     ranks.first_alone(lambda: require_writable(folder))
     with sole_run(folder):
+        # Before a saved state takes its place in memory: it is part of what the plan counts.
+        machine = Machine.now(device, None, ranks.count())
         saved = read_saved(folder) if config.resume else None
         changes = ranks.first_before_others(lambda: changed_settings(saved, config)) if saved else {}
         earlier_run = [] if saved else ranks.first_alone(lambda: find_earlier_run(folder, config))
@@ -66,7 +68,7 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
             require_same_stories(saved.data, stories)
         heldout = data.heldout_batches()
         dense = dense_of(start) if start else chosen.dense_geometry(data.tokenizer.n_vocab, data.summary["tokenizer"])
-        plan = make_plan(chosen, dense, Machine.now(device, compute_dtype, ranks.count()))
+        plan = make_plan(chosen, dense, dataclasses.replace(machine, compute_dtype=compute_dtype))
         print(plan.table())
         ranks.first_alone(lambda: require_memory(plan, config.ignore_memory_plan))
         new = beginning(config, plan, stories, facts(device, plan, start))
