@@ -137,7 +137,8 @@ def shifted_experts(weights):
 def test_wrong_weights_exceed_the_tolerance(kind, harm, tmp_path, transformers):
     model, folder = exported(kind, tmp_path)
     harmed(folder, harm)
-    assert drift(model, opened(transformers, folder, kind)) > 10 * TOLERANCE
+    # A weight left out is whatever transformers found in memory, so the drift may be NaN: that is not within either.
+    assert not drift(model, opened(transformers, folder, kind)) <= 10 * TOLERANCE
 
 
 @pytest.mark.parametrize(
