@@ -6,7 +6,6 @@ import torch
 from config import ModelConfig
 from models.transformer import Transformer
 from test_growth_checks import lively_dense_model, lively_moe_model
-from training.optimizer import ROUTER_SHARE, ROUTER_WIDTH, build_optimizers
 from transfer.growth_maps import GrowthMaps
 from transfer.liveness import expert_shares
 from transfer.probe import trace
@@ -52,16 +51,3 @@ def test_growth_turns_the_routers_of_new_blocks_alone():
         preference_E = turned.blocks[index].mlp.router(means[index])
         assert preference_E.abs().max() < 1e-5 < as_drawn.blocks[index].mlp.router(means[index]).abs().max()
     assert torch.equal(trace(as_drawn, OTHERS).logits, trace(turned, OTHERS).logits)
-
-
-@pytest.mark.parametrize("width, share", [(ROUTER_WIDTH // 2, ROUTER_SHARE), (ROUTER_WIDTH * 4, ROUTER_SHARE / 4)])
-def test_a_wide_router_takes_steps_that_move_its_logits_as_far(width, share):
-    config = ModelConfig(vocab_size=16, d_model=width, n_layers=1, n_heads=4, n_experts=2, top_k=1, context_length=8)
-    model = Transformer.empty(config)
-    (group,) = [
-        group
-        for optimizer in build_optimizers(model, weight_decay=0.0)
-        for group in optimizer.param_groups
-        if any(parameter is model.blocks[0].mlp.router.weight for parameter in group["params"])
-    ]
-    assert group["share"] == share

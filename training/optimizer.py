@@ -16,8 +16,11 @@ from transfer.optimizer_growth import State
 # Learning rates are given for the matrices; the rest of the model takes these shares of them.
 EMBEDDING_SHARE = 0.125
 REST_SHARE = 0.25
-# A router is what moves all tokens at once: at the others' rate experts ran empty. Adam's steps are of one size in
-# each of the d_model features, so a logit moves d_model times as far (Yang et al. 2022, table 3).
+# Adam's steps are of one size in each of the d_model features, so a logit moves d_model times as far: what makes
+# logits, of tokens or of experts, takes a rate that falls with the width (Yang et al. 2022, table 3), from the width on
+# at which it was tuned.
+EMBEDDING_WIDTH = 256
+# A router is what moves all tokens at once: at the others' rate experts ran empty.
 ROUTER_SHARE = 0.05
 ROUTER_WIDTH = 128
 
@@ -60,7 +63,7 @@ def build_optimizers(
         muon.move_in_backward(lean_clip)
     adamw = torch.optim.AdamW(
         [
-            {"params": embedding, "share": EMBEDDING_SHARE},
+            {"params": embedding, "share": EMBEDDING_SHARE * min(1.0, EMBEDDING_WIDTH / config.d_model)},
             {"params": routers, "share": ROUTER_SHARE * min(1.0, ROUTER_WIDTH / config.d_model)},
             {"params": rest, "share": REST_SHARE},
         ],
