@@ -304,7 +304,7 @@ class TrainingConfig:
     router_std: float = setting(
         0.02,
         GROWTH,
-        "standard deviation of the new routers; 0 would send every token to the same experts",
+        "standard deviation of the routers that upcycling makes; 0 would send every token to the same experts",
         usual="0.01 to 0.1",
     )
     grow_when: str = setting(

@@ -7,7 +7,7 @@
 An arm is a start and a list of growths, and each budget is a run of its own. As in the last phases of the driver
 the learning rate falls over the last 60 % of the stage before the last growth, and of the last stage, to zero there.
 Growth arms that share a beginning share its run, and each is charged for it. Rows of arm, seed, budget, flops,
-seconds and held-out loss are added to benchmarks/results/growth_study.json as runs are finished: the study goes on
+seconds, held-out loss and machine are added to benchmarks/results/growth_study.json as runs are finished: the study goes on
 with those that are missing.
 
 FLOPs are counted, not measured: 6 per active parameter and token, attention, and Muon's
@@ -21,7 +21,6 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import sys
 import time
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.measuring import cpu_model
 from benchmarks.study_operators import OPERATORS
 from command_line import OneLineParser
 from config import ModelConfig, TrainingConfig, UserError
@@ -159,13 +159,11 @@ class Results:
     def add(self, rows: list[dict]) -> None:
         with open(self.path.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, one thread a run"
             again = {(row["arm"], row["seed"], row["budget"]) for row in rows}
             kept = [row for row in self.rows() if (row["arm"], row["seed"], row["budget"]) not in again]
-            content = {"machine": machine, "rows": kept + rows}
             temporary = self.path.with_suffix(".tmp")
-            text = ",\n".join(json.dumps(row) for row in content["rows"])
-            temporary.write_text(f'{{"machine": {json.dumps(machine)},\n"rows": [\n{text}\n]}}\n')
+            text = ",\n".join(json.dumps(row) for row in kept + rows)
+            temporary.write_text(f'{{"rows": [\n{text}\n]}}\n')
             temporary.replace(self.path)
 
 
@@ -179,6 +177,7 @@ def run_arm(name: str, arm: Arm, seed: int, budget: float, data, heldout, cache:
         return {
             "arm": name, "seed": seed, "budget": budget, "flops": trainee.flops, "seconds": round(trainee.seconds, 1),
             "loss": heldout_loss(trainee.model, batches), "steps": trainee.steps, "width": trainee.model.config.d_model,
+            "machine": f"{cpu_model()}, {os.cpu_count()} cores, torch {torch.__version__}, one thread a run",
         }  # fmt: skip
 
     with tqdm(total=budget / 1e12, desc=f"{name}, seed {seed}", unit="TFLOP", disable=None) as bar:

@@ -103,11 +103,9 @@ def reach_table(study: Study) -> str:
 
 
 def margin_cells(study: Study, candidates: list[str], budget: float) -> list[str]:
-    """The candidate that ours beats by least, ours minus it, and the same for each seed."""
+    """The candidate that ours beats by least, ours minus it, and the same for each seed; one has to share a seed."""
     margins = {arm: differences(study, OURS, arm, budget) for arm in candidates}
     margins = {arm: by_seed for arm, by_seed in margins.items() if by_seed}
-    if not margins:
-        return ["–"] * 3
     best = max(margins, key=lambda arm: fmean(margins[arm].values()))
     values = list(margins[best].values())
     return [
@@ -129,7 +127,7 @@ def margin_table(study: Study) -> str:
         [tflop(budget), kind, *margin_cells(study, candidates, budget)]
         for budget in study.budgets(OURS)
         for kind, candidates in kinds.items()
-        if candidates
+        if any(differences(study, OURS, arm, budget) for arm in candidates)
     ]
     return table(["budget", "against", "the best of them", "ours minus it", "by seed"], rows)
 
@@ -149,6 +147,11 @@ def compared_table(study: Study, labels: list[str], rows: list[tuple[list[str], 
     return table([*labels, "seeds", *map(tflop, budgets)], lines)
 
 
+def machines(study: Study) -> str:
+    others = "".join(f" Without seconds, beside it: {machine}." for machine in study.machines[1:])
+    return f"Machine: {study.timed_on}.{others}"
+
+
 def tables(study: Study) -> str:
     """All tables of the study in Markdown, without a newline at the end."""
     parts = [
@@ -160,7 +163,7 @@ def tables(study: Study) -> str:
         "What each arm needs to reach the loss that the scratch run has at each budget, as a share of the scratch "
         "run's own FLOPs and thread-seconds: for the seeds' means, and in brackets the cheapest to the dearest seed. "
         "Between budgets the logarithm of the cost is taken as linear in the loss. `<`: the arm's shortest budget is "
-        "better already; not reached: its longest is still worse.",
+        "better already; not reached: its longest is still worse. Seconds are those of one machine.",
         reach_table(study),
     ]
     if OURS in study.annealed:
@@ -183,7 +186,7 @@ def tables(study: Study) -> str:
             "### Ablations of ours\n\nIn brackets the difference to ours, same seeds; above zero, ours is better.",
             compared_table(study, ["ablation"], [([arm.removeprefix(ABLATION)], arm, OURS) for arm in study.ablations]),
         ]
-    return "\n\n".join([*parts, f"Machine: {study.machine}."])
+    return "\n\n".join([*parts, machines(study)])
 
 
 def with_tables(path: Path, text: str) -> bytes:

@@ -43,11 +43,14 @@ def reach(points: list[tuple[float, float]], target: float, whole: float) -> Rea
 def reach_scratch(study: Study, arm: str, budget: float, cost: str) -> list[Reach]:
     """How the arm reaches the scratch run's loss at `budget`: the seeds' means first, then each seed alone.
 
-    `cost` is "flops" or "seconds". Seeds that lack some of the arm's budgets are left out, for their
-    curves would end too early. Empty where no seed is left.
+    `cost` is "flops" or "seconds"; for seconds, only budgets that were run on the scratch run's machine count. Seeds
+    that lack some of the arm's budgets are left out, for their curves would end too early. Empty where none is left.
     """
-    budgets, scratch = study.budgets(arm), study.at(SCRATCH, budget)
-    seeds = sorted(seed for seed in scratch if all((seed, b) in study.annealed[arm] for b in budgets))
+    budgets = [b for b in study.budgets(arm) if study.is_comparable(study.at(arm, b).values(), cost)]
+    scratch = study.at(SCRATCH, budget)
+    seeds = (
+        sorted(seed for seed in scratch if all((seed, b) in study.annealed[arm] for b in budgets)) if budgets else []
+    )
 
     def mean(rows: list[Row]) -> tuple[float, float]:
         return fmean(getattr(row, cost) for row in rows), fmean(row.loss for row in rows)

@@ -53,7 +53,7 @@ def paired_upcycled(old: Transformer, new: ModelConfig, strength: float, seed: i
     for name, parameter in model.named_parameters():
         if parameter.dim() == 3:
             noise = torch.empty_like(parameter[::2]).normal_(
-                generator=parameter_generator(seed, name, parameter.device)
+                generator=parameter_generator(seed, f"paired {name}", parameter.device)
             )
             noise *= strength * parameter.std()
             parameter[::2] += noise
@@ -88,7 +88,8 @@ def predecessor(old: Transformer, new: ModelConfig, strength: float, seed: int) 
     model = with_blocks_of(wide, new, lambda block: min(block, last))
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
-            noise = torch.empty_like(parameter).normal_(generator=parameter_generator(seed, name, parameter.device))
+            generator = parameter_generator(seed, f"rows {name}", parameter.device)
+            noise = torch.empty_like(parameter).normal_(generator=generator)
             parameter += strength * parameter.std() * noise
     # The head, divided for twice the features, is the embedding; the final norm is copied as it was.
     factor = new.d_model / old.config.d_model

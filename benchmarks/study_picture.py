@@ -69,10 +69,12 @@ def draw_panel(study: Study, panel, cost: str, unit: float) -> None:
         colour, marker, label = MAIN[arm] if bold else (*next(muted), arm)
         if bold:
             for rows in study.curves.get(arm, {}).values():
+                rows = [row for row in rows if study.is_comparable([row], cost)]
                 x = [getattr(row, cost) / unit for row in rows]
                 panel.plot(x, [row.loss for row in rows], color=colour, alpha=0.35, linewidth=0.8)
         groups = [list(study.at(arm, budget).values()) for budget in study.budgets(arm)]
         groups = [group for group in groups if all(math.isfinite(row.loss) for row in group)]
+        groups = [group for group in groups if study.is_comparable(group, cost)]
         x = [fmean(getattr(row, cost) for row in group) / unit for group in groups]
         y = [fmean(row.loss for row in group) for group in groups]
         ranges = [(max(row.loss for row in group) - min(row.loss for row in group)) / 2 for group in groups]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -34,12 +35,13 @@ class Row:
     loss: float
     steps: int
     width: int
+    machine: str
 
 
 NUMBER = (int, float)
 KINDS = {
     "arm": str, "seed": int, "budget": (*NUMBER, type(None)), "flops": NUMBER, "seconds": NUMBER, "loss": NUMBER,
-    "steps": int, "width": int,
+    "steps": int, "width": int, "machine": str,
 }  # fmt: skip
 
 
@@ -47,7 +49,6 @@ KINDS = {
 class Study:
     """The rows by arm: annealed ones by (seed, budget), those on the way by seed in the order of training."""
 
-    machine: str
     annealed: dict[str, dict[tuple[int, float], Row]] = field(default_factory=dict)
     curves: dict[str, dict[int, list[Row]]] = field(default_factory=dict)
 
@@ -66,6 +67,21 @@ class Study:
         """By the mean loss at the longest budget; arms that lack it last."""
         longest = max(self.budgets(*arms), default=0)
         return sorted(arms, key=lambda arm: fmean(self.losses(arm, longest) or [math.inf]))
+
+    @property
+    def timed_on(self) -> str:
+        """The scratch run's machine. Seconds of others are not comparable, and are left out."""
+        return next(iter(self.annealed[SCRATCH].values())).machine
+
+    def is_comparable(self, rows: Iterable[Row], cost: str) -> bool:
+        """Whether the rows' `cost`, "flops" or "seconds", can stand beside the scratch run's."""
+        return cost == "flops" or all(row.machine == self.timed_on for row in rows)
+
+    @property
+    def machines(self) -> list[str]:
+        """All that the rows are from, the one that counts for seconds first."""
+        rows = [row for by_seed in self.annealed.values() for row in by_seed.values()]
+        return list(dict.fromkeys([self.timed_on, *(row.machine for row in rows)]))
 
     @property
     def arms(self) -> list[str]:
@@ -101,9 +117,9 @@ def read_study(path: Path) -> Study:
         raise UserError(f"cannot read {path}: {error.strerror}; python -m benchmarks.growth_study writes it") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
-    if not (isinstance(content, dict) and isinstance(content.get("rows"), list) and "machine" in content):
-        raise UserError(f"{path} holds no machine and rows; python -m benchmarks.growth_study writes such a file")
-    study = Study(str(content["machine"]))
+    if not (isinstance(content, dict) and isinstance(content.get("rows"), list)):
+        raise UserError(f"{path} holds no rows; python -m benchmarks.growth_study writes such a file")
+    study = Study()
     for number, values in enumerate(content["rows"], start=1):
         try:
             add_row(study, values)
@@ -151,6 +167,9 @@ def check_reference(study: Study, path: Path) -> None:
     """Raises UserError unless the scratch run, to which all is compared, can serve as that."""
     if SCRATCH not in study.annealed:
         raise UserError(f"{path} has no annealed rows of the arm {SCRATCH!r}, to which the others are compared")
+    machines = {row.machine for row in study.annealed[SCRATCH].values()}
+    if len(machines) > 1:
+        raise UserError(f"{path}: {SCRATCH!r} is from several machines, so its seconds are not comparable: {machines}")
     for budget in study.budgets(SCRATCH):
         if not all(map(math.isfinite, study.losses(SCRATCH, budget))):
             raise UserError(f"{path}: {SCRATCH!r} diverged, so nothing can be compared to it")

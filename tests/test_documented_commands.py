@@ -16,6 +16,7 @@ import pytest
 import torch._dynamo  # noqa: F401  imported here once, and not by every child anew
 
 import train_tinystories  # noqa: F401  the same
+from benchmarks import growth_study
 from data.builtin_stories import builtin_split
 from data.tokenizer import END_OF_TEXT
 from tests.test_docs import DOCUMENTS, ROOT
@@ -163,6 +164,14 @@ def test_commands_are_found():
 def test_a_command_that_does_not_work_is_found(workplace, tmp_path):
     assert run("train_tinystories.py", ["--step-phase1", "4"], tmp_path) == 2
     assert "unknown flag --step-phase1" in (tmp_path / "output").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if program_of(c)[0] == "benchmarks.growth_study"])
+def test_documented_studies_fail_for_nothing_but_the_missing_stories(command, tmp_path, monkeypatch, capsys):
+    """Flags and arms are looked at first; the runs themselves are too long for a test."""
+    monkeypatch.chdir(tmp_path)
+    assert growth_study.main([*program_of(command)[1], "--out", "none.json"]) == 2
+    assert "data is 'train.txt'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

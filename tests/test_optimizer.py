@@ -4,35 +4,43 @@ import pytest
 
 from config import ModelConfig
 from models.transformer import Transformer
-from training.optimizer import (
-    EMBEDDING_SHARE,
-    EMBEDDING_WIDTH,
-    ROUTER_SHARE,
-    ROUTER_WIDTH,
-    build_optimizers,
-)
+from training.optimizer import build_optimizers
 
 
 @pytest.mark.parametrize(
-    "name, share, tuned_at",
+    "name, is_tied, share, tuned_at",
     [
-        ("embedding.weight", EMBEDDING_SHARE, EMBEDDING_WIDTH),
-        ("unembedding.weight", EMBEDDING_SHARE, EMBEDDING_WIDTH),
-        ("blocks.0.mlp.router.weight", ROUTER_SHARE, ROUTER_WIDTH),
+        ("embedding.weight", True, 0.125, 256),
+        ("unembedding.weight", False, 0.125, 256),
+        ("blocks.0.mlp.router.weight", True, 0.05, 128),
     ],
 )
-def test_what_makes_logits_takes_steps_that_move_them_as_far_at_any_width(name, share, tuned_at):
+def test_what_makes_logits_takes_steps_that_move_them_as_far_at_any_width(name, is_tied, share, tuned_at):
     for width, expected in ((tuned_at // 2, share), (tuned_at, share), (4 * tuned_at, share / 4)):
-        config = ModelConfig(
-            vocab_size=16, d_model=width, n_layers=1, n_heads=4, n_experts=2, top_k=1, context_length=8,
-            tied=name != "unembedding.weight",
-        )  # fmt: skip
-        model = Transformer.empty(config)
-        wanted = model.get_parameter(name)
-        (group,) = [
-            group
-            for optimizer in build_optimizers(model, weight_decay=0.0)
-            for group in optimizer.param_groups
-            if any(parameter is wanted for parameter in group["params"])
-        ]
-        assert group["share"] == expected
+        assert shares(width, is_tied)[name] == expected
+
+
+def test_the_rates_of_all_others_are_the_same_at_any_width():
+    for width in (128, 1024):
+        taken = shares(width, is_tied=False)
+        assert taken["embedding.weight"] == 0.125  # makes no logits where the output matrix is another
+        for name, share in taken.items():
+            if name.endswith(("qkv.weight", "out.weight", "up.weight", "down.weight")):
+                assert share == 1.0, name
+            elif "norm" in name or name.endswith("bias"):
+                assert share == 0.25, name
+
+
+def shares(width: int, is_tied: bool) -> dict[str, float]:
+    """The share of the learning rate that each parameter takes, by name; each is in one group."""
+    config = ModelConfig(
+        vocab_size=16, d_model=width, n_layers=1, n_heads=4, n_experts=2, top_k=1, context_length=8, tied=is_tied
+    )
+    model = Transformer.empty(config)
+    groups = [group for optimizer in build_optimizers(model, weight_decay=0.0) for group in optimizer.param_groups]
+    taken = {
+        name: [group["share"] for group in groups if any(parameter is wanted for parameter in group["params"])]
+        for name, wanted in model.named_parameters()
+    }
+    assert all(len(found) == 1 for found in taken.values())
+    return {name: found[0] for name, found in taken.items()}

@@ -36,10 +36,12 @@ def build_optimizers(
         lean_clip: a number trains with little memory: momentum in bf16, matrices moved and their gradients
             clipped in the backward pass (see `Muon.move_in_backward`).
     """
-    fused, matrices, stacks, embedding, routers, rest = [], [], [], [], [], []
+    fused, matrices, stacks, inputs, outputs, routers, rest = [], [], [], [], [], [], []
     for name, parameter in model.named_parameters():
-        if name.startswith(("embedding", "unembedding")):
-            embedding.append(parameter)
+        if parameter is model.output_matrix:
+            outputs.append(parameter)
+        elif name.startswith("embedding"):
+            inputs.append(parameter)
         elif "router" in name:
             routers.append(parameter)
         elif not is_matrix(name):
@@ -63,7 +65,8 @@ def build_optimizers(
         muon.move_in_backward(lean_clip)
     adamw = torch.optim.AdamW(
         [
-            {"params": embedding, "share": EMBEDDING_SHARE * min(1.0, EMBEDDING_WIDTH / config.d_model)},
+            {"params": outputs, "share": EMBEDDING_SHARE * min(1.0, EMBEDDING_WIDTH / config.d_model)},
+            {"params": inputs, "share": EMBEDDING_SHARE},
             {"params": routers, "share": ROUTER_SHARE * min(1.0, ROUTER_WIDTH / config.d_model)},
             {"params": rest, "share": REST_SHARE},
         ],

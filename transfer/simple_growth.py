@@ -84,9 +84,10 @@ def scale_bilaterally(
     new_model = empty_like(old_model, config)
     new_model.compute_dtype = old_model.compute_dtype
     old_parameters = dict(old_model.named_parameters())
+    drawn_for = f"grown to {config.d_model} × {config.n_layers}"
 
     for name, parameter in new_model.named_parameters():
-        generator = parameter_generator(seed, name, parameter.device)
+        generator = parameter_generator(seed, f"{drawn_for} {name}", parameter.device)
         old_name = maps.old_name(name)
         with filling(parameter) as value:
             if old_name is None:

@@ -28,7 +28,7 @@ def upcycle_to_moe(
     """A mixture of experts that computes what `dense_model` computes; the dense model is untouched.
 
     Args:
-        router_std: standard deviation of the router's weights. Zero would tie all logits and
+        router_std: standard deviation of the routers' weights. Zero would tie all logits and
             send every token to the same `top_k` experts.
         tokens_BT: with some of the training tokens, int64, one longer than the context, the experts are used about
             alike from the first step on (new_routers.py).
@@ -42,7 +42,9 @@ def upcycle_to_moe(
     for name, parameter in moe.named_parameters():
         with filling(parameter) as value:
             if name.endswith("router.weight"):
-                value.normal_(0.0, router_std, generator=parameter_generator(seed, name, parameter.device))
+                value.normal_(
+                    0.0, router_std, generator=parameter_generator(seed, f"upcycled {name}", parameter.device)
+                )
             else:
                 # A dense weight (out, in) fills a stack (n_experts, out, in) by broadcasting.
                 value.copy_(whole(dense_parameters[name]))
