@@ -51,7 +51,8 @@ CURVE_BATCHES, END_BATCHES = 6, 32
 VOCABULARY = 4_097
 SMALL = ModelConfig(VOCABULARY, 32, 2, 2, context_length=CONTEXT)
 SMALL_MOE = SMALL.upcycled(8, 2)
-MIDDLE = SMALL_MOE.grown(2, 2)
+MIDDLE_DENSE = SMALL.grown(2, 2)
+MIDDLE = MIDDLE_DENSE.upcycled(8, 2)
 TARGET = MIDDLE.grown(2, 2)
 
 
@@ -237,15 +238,15 @@ def begin(arm: Arm, seed: int, budget: float, config: TrainingConfig, cache: Pat
 
 
 # Shares of the budget, and of the learning rate: before its last growth a model is trained to its end, as in the driver.
-TO_MOE_AT, TO_MIDDLE_AT, TO_TARGET_AT = 0.013, 0.027, 0.83
+TO_MOE_AT, TO_TARGET_AT = 0.02, 0.83
 LOW = 0.1
-UPCYCLE = Growth(TO_MOE_AT, SMALL_MOE, "upcycled")
+UPCYCLE_MIDDLE = Growth(TO_MOE_AT, MIDDLE, "upcycled")
+UPCYCLE_SMALL = Growth(0.013, SMALL_MOE, "upcycled")
 
 
-def in_two_steps(operator: str, at: float = TO_TARGET_AT, falls_to: float = LOW, peak: float = LOW, **how) -> Arm:
-    """Dense, MoE, the middle size (by ours, whatever the operator), the target."""
-    to_target = Growth(at, TARGET, operator, falls_to=falls_to, peak=peak, **how)
-    return Arm(SMALL, (UPCYCLE, Growth(TO_MIDDLE_AT, MIDDLE, "ours"), to_target))
+def grown_once(operator: str, at: float = TO_TARGET_AT, falls_to: float = LOW, peak: float = LOW, **how) -> Arm:
+    """As the driver does: dense, MoE, and both axes at once, here from the middle size."""
+    return Arm(MIDDLE_DENSE, (UPCYCLE_MIDDLE, Growth(at, TARGET, operator, falls_to=falls_to, peak=peak, **how)))
 
 
 def in_depth(operator: str, **how) -> Arm:
@@ -264,31 +265,34 @@ def upcycled_with(operator: str, noise: float) -> Arm:
 ARMS = {
     "target from scratch": Arm(TARGET),
     "small dense continued": Arm(SMALL),
-    "small MoE continued": Arm(SMALL, (UPCYCLE,)),
+    "small MoE continued": Arm(SMALL, (UPCYCLE_SMALL,)),
     "middle size from scratch": Arm(MIDDLE),
-    "ours": in_two_steps("ours"),
+    "ours": grown_once("ours"),
     "dense upcycled only": upcycled_with("upcycled", 0.0),
     "Drop-Upcycling": upcycled_with("drop_upcycled", 0.5),
     "upcycled with differences": upcycled_with("paired_upcycled", 0.5),
-    "naive growth": in_two_steps("naive", optimizer="fresh"),
-    "predecessor's operator": in_two_steps("predecessor", optimizer="fresh", noise=1e-5),
+    "naive growth": grown_once("naive", optimizer="fresh"),
+    "predecessor's operator": grown_once("predecessor", optimizer="fresh", noise=1e-5),
     "G_stack": in_depth("stacked", optimizer="fresh"),
-    "HyperCloning": in_two_steps("ours", optimizer="fresh", noise=0.0),
-    "SPARKLING-style": in_two_steps("ours", optimizer="asymmetric", noise=0.0),
+    "HyperCloning": grown_once("ours", optimizer="fresh", noise=0.0),
+    "SPARKLING-style": grown_once("ours", optimizer="asymmetric", noise=0.0),
     "late depth only": in_depth("ours"),
-    "ablation: in one step": Arm(SMALL, (UPCYCLE, Growth(TO_TARGET_AT, TARGET, "ours", falls_to=LOW, peak=LOW))),
-    "ablation: to the target at 1/3": in_two_steps("ours", at=0.33),
-    "ablation: to the target at 2/3": in_two_steps("ours", at=0.67),
-    "ablation: before the rate has fallen": in_two_steps("ours", falls_to=1.0, peak=1.0),
-    "ablation: the rate rises after growth": in_two_steps("ours", peak=0.5),
-    "ablation: fresh optimizer": in_two_steps("ours", optimizer="fresh"),
-    "ablation: asymmetric optimizer": in_two_steps("ours", optimizer="asymmetric"),
-    "ablation: no noise": in_two_steps("ours", noise=0.0),
-    "ablation: noise 0.2": in_two_steps("ours", noise=0.2),
-    "ablation: naive growth, the rate rises": in_two_steps("naive", optimizer="fresh", peak=0.5),
-    "ablation: predecessor's operator, the rate rises": in_two_steps(
-        "predecessor", optimizer="fresh", noise=1e-5, peak=0.5
+    "ablation: to the target at 2/3": grown_once("ours", at=0.67),
+    "ablation: the rate rises after growth": grown_once("ours", peak=0.5),
+    "ablation: fresh optimizer": grown_once("ours", optimizer="fresh"),
+    "ablation: asymmetric optimizer": grown_once("ours", optimizer="asymmetric"),
+    "ablation: no noise": grown_once("ours", noise=0.0),
+    "ablation: noise 0.2": grown_once("ours", noise=0.2),
+    "ablation: in two steps": Arm(
+        SMALL,
+        (
+            UPCYCLE_SMALL,
+            Growth(0.027, MIDDLE, "ours"),
+            Growth(TO_TARGET_AT, TARGET, "ours", falls_to=LOW, peak=LOW),
+        ),
     ),
+    "ablation: in two steps, the last one never": Arm(SMALL, (UPCYCLE_SMALL, Growth(0.027, MIDDLE, "ours"))),
+    "ablation: the last growth never": Arm(MIDDLE_DENSE, (UPCYCLE_MIDDLE,)),
 }
 
 

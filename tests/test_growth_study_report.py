@@ -158,6 +158,11 @@ def test_ablations_and_learning_rates_are_compared_where_both_have_seed_and_budg
     assert text.index("| 0.02 |") < text.index("| 0.1 |")
 
 
+@pytest.mark.parametrize("path", sorted(report.RESULTS.parent.glob("growth_study*.json")), ids=lambda path: path.stem)
+def test_all_rows_that_are_kept_can_be_read(path):
+    assert len(report.read_study(path).at(SCRATCH, report.read_study(path).budgets(SCRATCH)[-1])) == 3
+
+
 def test_tables_without_rows_are_left_out(tmp_path):
     few = [row for row in all_rows() if row["arm"] in (SCRATCH, SMALL_MOE)]
     text = report.tables(report.read_study(write(tmp_path / "results.json", few)))
