@@ -37,8 +37,9 @@ def build_optimizers(
             clipped in the backward pass (see `Muon.move_in_backward`).
     """
     fused, matrices, stacks, inputs, outputs, routers, rest = [], [], [], [], [], [], []
+    output_matrix = "embedding" if model.config.tied else "unembedding"
     for name, parameter in model.named_parameters():
-        if parameter is model.output_matrix:
+        if name.startswith(output_matrix):
             outputs.append(parameter)
         elif name.startswith("embedding"):
             inputs.append(parameter)
