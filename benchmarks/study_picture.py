@@ -13,7 +13,7 @@ from config import UserError
 
 # Colour, marker and name of the arms that carry the question; the others are drawn thin and muted.
 MAIN = {
-    OURS: ("#cc3311", "o", "ours: small MoE, then grown"),
+    OURS: ("#cc3311", "o", "ours: middle size, then grown"),
     SCRATCH: ("#222222", "s", SCRATCH),
     SMALL_MOE: ("#0077bb", "^", SMALL_MOE),
     SMALL_DENSE: ("#009988", "v", SMALL_DENSE),
