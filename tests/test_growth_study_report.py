@@ -207,7 +207,7 @@ def test_the_picture_shows_the_arms_and_neither_sweeps_nor_ablations(study):
     panel = Figure().subplots()
     draw_panel(study, panel, "seconds", 1)
     bars, labels = panel.get_legend_handles_labels()
-    assert labels == ["ours: small MoE, then grown", SCRATCH, SMALL_MOE, "rival"]
+    assert labels == ["ours: middle size, then grown", SCRATCH, SMALL_MOE, "rival"]
     assert bars[0].lines[0].get_xydata() == pytest.approx(np.array([[200, 2.7], [400, 1.7]]))
     assert panel.get_title().endswith("(dashed, 2.100) with 76 % of its seconds")
     assert [text.xy[0] for text in panel.texts] == [50, 150]
