@@ -43,16 +43,16 @@ def test_optimizers_partition_the_parameters_and_decay_matrices_alone():
     model = lively_moe_model(SMALL)
     muon, adamw = build_optimizers(model, 0.1)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    fused, matrices, stacks, embedding, routers, rest = (
+    fused, matrices, stacks, outputs, inputs, routers, rest = (
         [names[p] for p in group["params"]] for group in muon.param_groups + adamw.param_groups
     )
-    assert sorted(fused + matrices + stacks + embedding + routers + rest) == sorted(names.values())
-    assert {name.split(".")[-2] for name in fused} == {"qkv"} and embedding == ["embedding.weight"]
+    assert sorted(fused + matrices + stacks + outputs + routers + rest) == sorted(names.values())
+    assert {name.split(".")[-2] for name in fused} == {"qkv"} and outputs == ["embedding.weight"] and inputs == []
     assert {name.split(".")[-2] for name in matrices} == {"out"}
     assert {name.split(".")[-2] for name in stacks} == {"up", "down"}
     assert all("router" in name for name in routers) and len(routers) == SMALL.n_layers
     assert all(name.endswith("bias") or "norm" in name for name in rest)
-    assert [group["weight_decay"] for group in muon.param_groups + adamw.param_groups] == [0.1, 0.1, 0.1, 0.0, 0.0, 0.0]
+    assert [group["weight_decay"] for group in muon.param_groups + adamw.param_groups] == [0.1, 0.1, 0.1, 0.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("is_lean", [False, True])
