@@ -7,8 +7,8 @@
 An arm is a start and a list of growths, and each budget is a run of its own. As in the last phases of the driver
 the learning rate falls over the last 60 % of the stage before the last growth, and of the last stage, to zero there.
 Growth arms that share a beginning share its run, and each is charged for it. Rows of arm, seed, budget, flops,
-seconds, held-out loss and machine are added to benchmarks/results/growth_study.json as runs are finished: the study goes on
-with those that are missing.
+seconds, held-out loss and machine are added to benchmarks/results/growth_study.json as runs are finished: the study goes
+on with those that are missing.
 
 FLOPs are counted, not measured: 6 per active parameter and token, attention, and Muon's
 orthogonalisation. Seconds are those of one CPU thread.
@@ -242,24 +242,29 @@ TO_MOE_AT, TO_TARGET_AT = 0.02, 0.83
 LOW = 0.1
 UPCYCLE_MIDDLE = Growth(TO_MOE_AT, MIDDLE, "upcycled")
 UPCYCLE_SMALL = Growth(0.013, SMALL_MOE, "upcycled")
+SMALL_TO_MIDDLE = Growth(0.027, MIDDLE, "ours")
 
 
-def grown_once(operator: str, at: float = TO_TARGET_AT, falls_to: float = LOW, peak: float = LOW, **how) -> Arm:
+def to_target(operator: str, at: float = TO_TARGET_AT, peak: float = LOW, **how) -> Growth:
+    """The last growth of every arm that ends as the target."""
+    return Growth(at, TARGET, operator, falls_to=LOW, peak=peak, **how)
+
+
+def grown_once(operator: str, **how) -> Arm:
     """As the driver does: dense, MoE, and both axes at once, here from the middle size."""
-    return Arm(MIDDLE_DENSE, (UPCYCLE_MIDDLE, Growth(at, TARGET, operator, falls_to=falls_to, peak=peak, **how)))
+    return Arm(MIDDLE_DENSE, (UPCYCLE_MIDDLE, to_target(operator, **how)))
 
 
 def in_depth(operator: str, **how) -> Arm:
     """As wide as the target from the first step, half as deep until the last growth."""
     start = SMALL.grown(4, 1)
     upcycle = Growth(0.08, start.upcycled(8, 2), "upcycled")
-    return Arm(start, (upcycle, Growth(TO_TARGET_AT, TARGET, operator, falls_to=LOW, peak=LOW, **how)))
+    return Arm(start, (upcycle, to_target(operator, **how)))
 
 
 def upcycled_with(operator: str, noise: float) -> Arm:
     """The target's dense model, and one growth."""
-    growth = Growth(TO_TARGET_AT, TARGET, operator, noise=noise, falls_to=LOW, peak=LOW)
-    return Arm(SMALL.grown(4, 4), (growth,))
+    return Arm(SMALL.grown(4, 4), (to_target(operator, noise=noise),))
 
 
 ARMS = {
@@ -283,15 +288,8 @@ ARMS = {
     "ablation: asymmetric optimizer": grown_once("ours", optimizer="asymmetric"),
     "ablation: no noise": grown_once("ours", noise=0.0),
     "ablation: noise 0.2": grown_once("ours", noise=0.2),
-    "ablation: in two steps": Arm(
-        SMALL,
-        (
-            UPCYCLE_SMALL,
-            Growth(0.027, MIDDLE, "ours"),
-            Growth(TO_TARGET_AT, TARGET, "ours", falls_to=LOW, peak=LOW),
-        ),
-    ),
-    "ablation: in two steps, the last one never": Arm(SMALL, (UPCYCLE_SMALL, Growth(0.027, MIDDLE, "ours"))),
+    "ablation: in two steps": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE, to_target("ours"))),
+    "ablation: in two steps, the last one never": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE)),
     "ablation: the last growth never": Arm(MIDDLE_DENSE, (UPCYCLE_MIDDLE,)),
 }
 

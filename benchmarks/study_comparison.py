@@ -47,10 +47,10 @@ def reach_scratch(study: Study, arm: str, budget: float, cost: str) -> list[Reac
     that lack some of the arm's budgets are left out, for their curves would end too early. Empty where none is left.
     """
     budgets = [b for b in study.budgets(arm) if study.is_comparable(study.at(arm, b).values(), cost)]
+    if not budgets:
+        return []
     scratch = study.at(SCRATCH, budget)
-    seeds = (
-        sorted(seed for seed in scratch if all((seed, b) in study.annealed[arm] for b in budgets)) if budgets else []
-    )
+    seeds = sorted(seed for seed in scratch if all((seed, b) in study.annealed[arm] for b in budgets))
 
     def mean(rows: list[Row]) -> tuple[float, float]:
         return fmean(getattr(row, cost) for row in rows), fmean(row.loss for row in rows)
