@@ -89,6 +89,7 @@ def test_every_operator_fills_the_target_and_ours_alone_keeps_the_function():
     deeper = small.config.grown(1, 2)
     for name, geometry, noise in (
         ("ours", target, 1.0),
+        ("ours", target, 0.0),
         ("ours", deeper, 1.0),
         ("naive", target, 1.0),
         ("predecessor", target, 1e-5),

@@ -46,7 +46,7 @@ def test_optimizers_partition_the_parameters_and_decay_matrices_alone():
     fused, matrices, stacks, outputs, inputs, routers, rest = (
         [names[p] for p in group["params"]] for group in muon.param_groups + adamw.param_groups
     )
-    assert sorted(fused + matrices + stacks + outputs + routers + rest) == sorted(names.values())
+    assert sorted(fused + matrices + stacks + outputs + inputs + routers + rest) == sorted(names.values())
     assert {name.split(".")[-2] for name in fused} == {"qkv"} and outputs == ["embedding.weight"] and inputs == []
     assert {name.split(".")[-2] for name in matrices} == {"out"}
     assert {name.split(".")[-2] for name in stacks} == {"up", "down"}
