@@ -1,6 +1,5 @@
 """Fresh routers that read what all tokens have in common, and those that are turned away from it."""
 
-import pytest
 import torch
 
 from config import ModelConfig
