@@ -6,7 +6,9 @@ import argparse
 import difflib
 import os
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -63,6 +65,20 @@ def run_command(work: Callable[[], int | None], out_of_memory: str, stopped: str
             raise
         print(f"error: out of memory: {out_of_memory}", file=sys.stderr)
         return 4
+
+
+def require_writable(out: Path, checkpoint: Path) -> None:
+    """Raises UserError unless a new file can be written at `out`: growing takes too long to learn it afterwards."""
+    if os.path.lexists(out):
+        if checkpoint.exists() and out.exists() and out.samefile(checkpoint):
+            raise UserError(f"--out {out} is the model that --checkpoint names; choose another name")
+        raise UserError(f"--out {out} exists already, and no model is overwritten; choose another name")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
+    try:
+        tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp").close()
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
 
 
 class OneLineParser(argparse.ArgumentParser):

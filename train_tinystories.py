@@ -20,20 +20,20 @@ import torch
 from command_line import is_out_of_memory, one_line
 from config import TrainingConfig, UserError
 from data.tokenizer import find_tokenizer, load_tokenizer
+from phases import PICTURE_NAME, REPORT_NAME
+from report.page import write_report
+from report.plot import plot_curves
+from run.boundary import GrowthCheckFailed, cross_boundary
+from run.cli import RunComplete, parse_config
+from run.console import boundary_summary
+from run.loop import train_phase
+from run.start import start_run
+from run.start_model import dense_of, start_geometry
+from run.stop import Stopped, StopSignals
+from run.ways_out import how_to_go_on, out_of_memory_advice
 from training import ranks
 from training.allocator import hand_out_large_blocks
-from training.boundary import GrowthCheckFailed, cross_boundary
-from training.cli import RunComplete, parse_config
-from training.console import boundary_summary
-from training.loop import train_phase
 from training.plan import Machine, make_plan
-from training.plot import plot_curves
-from training.report.page import write_report
-from training.run import PICTURE_NAME, REPORT_NAME
-from training.start import start_run
-from training.start_model import dense_of, start_geometry
-from training.stop import Stopped, StopSignals
-from training.ways_out import how_to_go_on, out_of_memory_advice
 from transfer.optimizer_growth import grow_optimizer_state
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe

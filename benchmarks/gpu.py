@@ -52,8 +52,8 @@ from benchmarks.measuring import (
 from benchmarks.moe_peers import hugging_face, make_problem, ours
 from benchmarks.scaling_data import tokenizer_name
 from config import PRESETS, ModelConfig, TrainingConfig, UserError
-from training.history import read_history
-from training.run import HISTORY_NAME
+from phases import HISTORY_NAME
+from report.history import read_history
 
 # FLOP/s of dense bf16 products by the data sheet, by what the device's name contains.
 BF16_PEAK = {"H100": 989e12, "H200": 989e12}

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from command_line import OneLineParser
 from config import UserError
+from run.start import git_commit
 from training.allocator import hand_out_large_blocks
-from training.start import git_commit
 
 ROUNDS = 5
 # Shorter samples would measure the clock and the scheduler.

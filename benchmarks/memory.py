@@ -30,8 +30,9 @@ from benchmarks.measuring import (
 )
 from config import PRESETS, TrainingConfig
 from models import Transformer
+from phases import PHASE_ROWS
 from training.device import pick_device
-from training.plan import GB, PHASE_NAMES, Machine, PhaseMemory, make_plan
+from training.plan import GB, Machine, PhaseMemory, make_plan
 from training.step import prepare_training, train_step
 from transfer.liveness import GradientCoverage
 
@@ -89,7 +90,7 @@ def run(given: list[str] | None) -> None:
         planned = planned_gb(plan.memory[phase - 1], device)
         rows.append(
             {
-                "phase": PHASE_NAMES[phase - 1],
+                "phase": PHASE_ROWS[phase - 1],
                 "planned GB": planned,
                 "measured GB": result["peak_gb"],
                 "ratio": planned / result["peak_gb"],

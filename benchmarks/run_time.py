@@ -30,19 +30,19 @@ IMPORTS = time.perf_counter() - START
 
 # Where the driver looks each function up, by what it is part of.
 PARTS = {
-    "device self-check": ["training.start.choose_precision"],
-    "data and tokenising": ["training.start.load_data", "training.start.fingerprint"],
-    "training": ["training.loop.train_step"],
-    "held-out losses": ["training.loop.record_evaluation", "training.boundary.heldout_loss"],
-    "liveness": ["training.loop.record_liveness", "training.boundary.record_liveness"],
-    "stories": ["training.loop.tell_story", "training.boundary.continuation"],
+    "device self-check": ["run.start.choose_precision"],
+    "data and tokenising": ["run.start.load_data", "run.start.fingerprint"],
+    "training": ["run.loop.train_step"],
+    "held-out losses": ["run.loop.record_evaluation", "run.boundary.heldout_loss"],
+    "liveness": ["run.loop.record_liveness", "run.boundary.record_liveness"],
+    "stories": ["run.loop.tell_story", "run.boundary.continuation"],
     "growth": [
         "train_tinystories.upcycle_to_moe",
         "train_tinystories.scale_bilaterally",
         "train_tinystories.grow_optimizer_state",
     ],
-    "growth checks": ["training.boundary.run_checks"],
-    "model files": ["training.loop.save_model", "training.loop.save_after_phase", "training.loop.save_if_due"],
+    "growth checks": ["run.boundary.run_checks"],
+    "model files": ["run.loop.save_model", "run.loop.save_after_phase", "run.loop.save_if_due"],
     "picture and report": ["train_tinystories.plot_curves", "train_tinystories.write_report"],
 }
 

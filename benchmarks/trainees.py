@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from benchmarks.measuring import synchronise
 from benchmarks.moe_peers import no_peers
 from config import ModelConfig, TrainingConfig
+from hugging_face.gpt_neox import neox_config, neox_name
 from models import Transformer, next_token_loss
 from training.flops import step_flops
 from training.muon import Muon
 from training.optimizer import build_optimizers, set_learning_rate
 from training.step import prepare_training, train_step
-from transfer.gpt_neox import neox_config, neox_name
 
 RATE = 1e-3
 # |difference| / |expected| of the peer's loss and of its gradients. Autocast rounds in other places than we do.

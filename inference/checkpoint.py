@@ -13,7 +13,7 @@ from config import TrainingConfig, UserError
 from data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_name
 from data.tokenizer_file import TokenizerFile
 from models import Transformer, load_model
-from training.run import MODEL_NAMES
+from phases import MODEL_NAMES
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 

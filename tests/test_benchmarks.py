@@ -27,9 +27,9 @@ from benchmarks import (
 from benchmarks.measuring import time_interleaved
 from benchmarks.moe_peers import Contender, hugging_face, make_problem, ours, require_agreement
 from config import PRESETS, ModelConfig
+from hugging_face.gpt_neox import neox_name
 from training.device import check_model
 from training.flops import step_flops
-from transfer.gpt_neox import neox_name
 
 CPU = torch.device("cpu")
 TOY = dataclasses.replace(
@@ -183,7 +183,7 @@ def test_memory_compares_the_plan_with_each_phase(how, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "in_fresh_process", lambda function, *arguments: function(*arguments))
     flags = f"--preset tiny --device cpu --memory {how} --steps 2"
     figures = figures_of(memory.main, tmp_path / "f.json", flags)
-    assert [row["phase"] for row in figures["phases"]] == list(memory.PHASE_NAMES)
+    assert [row["phase"] for row in figures["phases"]] == list(memory.PHASE_ROWS)
     for row in figures["phases"]:
         assert row["ratio"] == pytest.approx(row["planned GB"] / row["measured GB"])
         assert len(row["losses"].split()) == 2

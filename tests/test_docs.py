@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from config import PRESETS
-from training.cli import parse_config
+from run.cli import parse_config
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,9 +28,9 @@ def test_the_main_command_is_documented():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_documented_flags_and_values_are_accepted(command, monkeypatch):
-    monkeypatch.setattr("training.cli.pick_device", lambda name: type("Device", (), {"type": "cpu"})())
-    monkeypatch.setattr("training.cli.saved_config", lambda given: PRESETS["tiny"])  # no run is there to resume
-    monkeypatch.setattr("training.cli.follow_start_model", lambda config, given, say: config)  # nor a model
+    monkeypatch.setattr("run.cli.pick_device", lambda name: type("Device", (), {"type": "cpu"})())
+    monkeypatch.setattr("run.cli.saved_config", lambda given: PRESETS["tiny"])  # no run is there to resume
+    monkeypatch.setattr("run.cli.follow_start_model", lambda config, given, say: config)  # nor a model
     words = shlex.split(command)[2:]
     if "--help" not in words:
         parse_config(words, say=lambda line: None)

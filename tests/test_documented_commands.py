@@ -19,8 +19,8 @@ import train_tinystories  # noqa: F401  the same
 from benchmarks import growth_study
 from data.builtin_stories import builtin_split
 from data.tokenizer import END_OF_TEXT
+from run import loop
 from tests.test_docs import DOCUMENTS, ROOT
-from training import loop
 
 MODEL = {"d-model": 16, "n-heads": 2, "n-layers": 1, "n-experts": 2, "context-length": 32}
 STEPS = {"steps-phase1": 4, "steps-phase2": 4, "steps-phase3": 4, "eval-batches": 1, "sample-tokens": 4}
@@ -33,10 +33,10 @@ SMALL = {
     "generate.py": {"max-tokens": 8, "device": "cpu"},
     "evaluate.py": {"max-tokens": 2000, "device": "cpu"},
     "transfer.grow": {},
-    "transfer.export": {},
-    "transfer.import_hf": {},
-    "training.compare": {},
-    "training.report": {},
+    "hugging_face.export": {},
+    "hugging_face.import_hf": {},
+    "run.compare": {},
+    "report": {},
 }
 # What the texts call the reader's own files, what has to be downloaded, and what only a large model can do.
 PLACEHOLDERS = {
@@ -103,7 +103,7 @@ def workplace(tmp_path_factory) -> Path:
     shutil.copy(folder / "checkpoints" / "large_moe_final.pt", folder / "grown.pt")
     (folder / "imported").mkdir()
     shutil.copy(folder / "checkpoints" / "dense_model.pt", folder / "imported")
-    assert run("transfer.export", ["--checkpoint", "checkpoints/dense_model.pt", "--out", "neox"], folder) == 0
+    assert run("hugging_face.export", ["--checkpoint", "checkpoints/dense_model.pt", "--out", "neox"], folder) == 0
     return folder
 
 
@@ -189,5 +189,5 @@ def test_documented_command_works(command, workplace, tmp_path):
     if "--out" in words:  # no command overwrites
         (folder / words[words.index("--out") + 1]).unlink(missing_ok=True)
     code = run(program, with_small(program, words), folder)
-    differs = program == "training.compare"  # which says so with 1
+    differs = program == "run.compare"  # which says so with 1
     assert code == (1 if differs else 0), (folder / "output").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`python -m transfer.export`: what transformers makes of the folder, its tokenizer, its card, and how it refuses."""
+"""`python -m hugging_face.export`: what transformers makes of the folder, its tokenizer, its card, and how it refuses."""
 
 import dataclasses
 import json
@@ -13,11 +13,11 @@ from config import ModelConfig
 from data.builtin_stories import builtin_split
 from data.tokenizer import END_OF_TEXT, TokenizerUnavailable, load_tokenizer
 from data.tokenizer_file import TokenizerFile, as_tokenizer_json, name_of_file
+from hugging_face import export, import_hf
 from models import load_model, save_model
 from models.generation import continuations
+from report.history import History
 from test_growth_checks import lively_dense_model, lively_moe_model
-from training.history import History
-from transfer import export, import_hf
 from transfer.simple_growth import scale_bilaterally
 
 OURS = ModelConfig(vocab_size=4097, d_model=32, n_layers=2, n_heads=4, context_length=48, tokenizer="builtin")

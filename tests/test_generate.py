@@ -23,9 +23,9 @@ from models.generation import continuations, room_for_tokens, stream_tokens
 from models.kv_cache import KVCache
 from models.moe import MoE
 from models.sampling import Sampling
-from training import records
+from phases import MODEL_NAMES
+from run import records
 from training.device import check_model
-from training.run import MODEL_NAMES
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
 

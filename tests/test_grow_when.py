@@ -9,12 +9,12 @@ import torch
 from config import PRESETS
 from data import load_data
 from models import build_dense_model
+from run.grow_when import Trial, trial_steps, try_growth
+from run.loop import phase_rates
+from run.run import Run
 from training.flops import step_flops
-from training.grow_when import Trial, trial_steps, try_growth
-from training.loop import phase_rates
 from training.optimizer import build_optimizers, read_state
 from training.plan import Machine, make_plan
-from training.run import Run
 from training.step import train_step
 from transfer.upcycling import upcycle_to_moe
 

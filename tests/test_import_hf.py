@@ -1,4 +1,4 @@
-"""`python -m transfer.import_hf`: GPT-NeoX models of Hugging Face's format, their damage, and what cannot be read."""
+"""`python -m hugging_face.import_hf`: GPT-NeoX models of Hugging Face's format, their damage, and what cannot be read."""
 
 import dataclasses
 import json
@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from config import ModelConfig, UserError
 from data.tokenizer import tokenizer_name
+from hugging_face import import_hf
+from hugging_face.gpt_neox import DEFAULTS, from_neox_config, neox_config, neox_name, our_name
 from models import Transformer, build_dense_model, count_parameters, load_model
 from test_growth_checks import lively_dense_model
-from transfer import import_hf
-from transfer.gpt_neox import DEFAULTS, from_neox_config, neox_config, neox_name, our_name
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
 from transfer.verify_growth_mechanics import detailed_growth_check

@@ -12,12 +12,12 @@ import pytest
 
 import train_tinystories
 from config import PRESETS
+from phases import HISTORY_NAME
+from report.history import read_history
+from run import live, loop
+from run.compare import differences
+from run.live import TENSORBOARD_FOLDER, Live, scalars
 from tests.test_run import SMALL
-from training import live, loop
-from training.compare import differences
-from training.history import read_history
-from training.live import TENSORBOARD_FOLDER, Live, scalars
-from training.run import HISTORY_NAME
 
 QUICK = "--steps-phase1 6 --steps-phase2 4 --steps-phase3 4 --log-every 3 --eval-every 3 --sample-tokens 2".split()
 

@@ -7,6 +7,7 @@ import torch
 
 from config import ModelConfig, TrainingConfig, UserError
 from durable_files import write_tensors
+from hugging_face.gpt_neox import neox_config, neox_weights
 from models import (
     Transformer,
     build_dense_model,
@@ -19,7 +20,6 @@ from models import (
 )
 from models import loss as loss_module
 from test_growth_checks import lively_dense_model, lively_moe_model
-from transfer.gpt_neox import neox_config, neox_weights
 
 SMALL = ModelConfig(vocab_size=101, d_model=32, n_layers=2, n_heads=4, context_length=16)
 

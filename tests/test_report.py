@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 
 from config import PRESETS, UserError
-from training.history import History
-from training.report import page
-from training.report.__main__ import main
-from training.report.axes import linear, logarithmic
-from training.report.charts import MOST_POINTS, thinned
-from training.report.heatmap import heatmaps, shade
-from training.report.numbers import duration, exponent, si
-from training.report.page import write_report
-from training.run import HISTORY_NAME, REPORT_NAME
-from training.run_state import STATE_NAME
+from phases import HISTORY_NAME, REPORT_NAME, STATE_NAME
+from report import page
+from report.__main__ import main
+from report.axes import linear, logarithmic
+from report.charts import MOST_POINTS, thinned
+from report.heatmap import heatmaps, shade
+from report.history import History
+from report.numbers import duration, exponent, si
+from report.page import write_report
 
 CONFIG = {
     **{name: value for name, value in vars(PRESETS["tiny"]).items()},

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
+from report.page import write_report
 from tests.test_report import write_run
-from training.report.page import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, WIDE = 390, 1200

@@ -15,10 +15,11 @@ import torch
 import train_tinystories
 from config import TrainingConfig
 from models import load_model
-from training import boundary, loop, plan, start
-from training.grow_when import Trial
-from training.history import read_history
-from training.run import MODEL_NAMES
+from phases import MODEL_NAMES
+from report.history import read_history
+from run import boundary, loop, start
+from run.grow_when import Trial
+from training import plan
 
 ROOT = Path(train_tinystories.__file__).parent
 SMALL = (

@@ -10,8 +10,8 @@ from config import ModelConfig
 from data.tokenizer import END_OF_TEXT, load_tokenizer
 from data.tokenizer_file import name_of_file
 from models import load_model, save_model
+from report.history import read_history
 from test_growth_checks import lively_dense_model, lively_moe_model
-from training.history import read_history
 
 PYTHIA = ModelConfig(
     vocab_size=4104, d_model=16, n_layers=2, n_heads=2, context_length=24, norm_eps=2e-5, rope_base=500.0,
@@ -25,7 +25,7 @@ STEPS = (
 
 @pytest.fixture
 def imported(tmp_path, tokenizer_json):
-    """A folder with a model of another family's choices, and its tokenizer, as `transfer.import_hf` leaves them."""
+    """A folder with a model of another family's choices, and its tokenizer, as `hugging_face.import_hf` leaves them."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "new.json").write_bytes(tokenizer_json)

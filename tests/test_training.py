@@ -12,11 +12,11 @@ from config import PRESETS, ModelConfig, TrainingConfig, UserError
 from models import count_parameters, next_token_loss
 from models import experts as experts_module
 from models import transformer as transformer_module
+from report.history import History, read_history
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training import device as device_module
 from training import plan as plan_module
 from training.evaluate import bits_per_byte, heldout_loss
-from training.history import History, read_history
 from training.optimizer import build_optimizers, moment_bytes, read_state
 from training.plan import Machine, activation_bytes, make_plan, require_memory
 from training.schedule import learning_rate

@@ -1,1 +1,1 @@
-"""Training a phase, crossing a boundary, and what a run writes down."""
+"""The mathematics of a training step, and the machine that computes it."""

@@ -22,6 +22,7 @@ import torch
 from config import ModelConfig, TrainingConfig, UserError
 from models import ParameterCount, count_parameters
 from models.loss import tokens_per_chunk
+from phases import PHASE_ROWS
 from training import ranks
 from training.optimizer import moment_bytes
 
@@ -30,7 +31,6 @@ OUT_OF_MEMORY_ADVICE = (
     "out of memory. Lower --batch-size (4 in place of 8), or grow less: --scale-factor 1.5 --extra-layers 2. "
     "--plan shows what each phase needs (trials of --grow-when auto need more); the models of finished phases are safe"
 )
-PHASE_NAMES = ("1 Dense", "2 MoE", "3 Large MoE")
 PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
 
 
@@ -172,7 +172,7 @@ class Plan:
         machine = self.machine
         heads = ("total", "active", "weights", "optimizer", "gradients", "activations", "peak")
         lines = [f"{'Phase':<13}{'width × layers × heads':<23}" + "".join(f"{head:>12}" for head in heads)]
-        for name, model, count, memory in zip(PHASE_NAMES, self.models, self.counts, self.memory):
+        for name, model, count, memory in zip(PHASE_ROWS, self.models, self.counts, self.memory):
             shape = f"{model.d_model} × {model.n_layers} × {model.n_heads}"
             sizes = (memory.weights, memory.optimizer, memory.gradients, memory.activations, memory.peak)
             cells = [f"{n / 1e6:.2f} M" for n in (count.total, count.active)] + [f"{n / GB:.2f} GB" for n in sizes]

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from command_line import OneLineParser, run_command
-from config import TrainingConfig, UserError
+from command_line import OneLineParser, require_writable, run_command
+from config import TrainingConfig
 from models import load_model, save_model, summary
 from models.files import bring_tokenizer
 from transfer.simple_growth import scale_bilaterally
@@ -82,20 +80,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         common["check_tolerance"] = given.check_tolerance
     dataclasses.replace(TrainingConfig(), **common).validate()
     return given
-
-
-def require_writable(out: Path, checkpoint: Path) -> None:
-    """Raises UserError unless a new file can be written at `out`: growing takes too long to learn it afterwards."""
-    if os.path.lexists(out):
-        if checkpoint.exists() and out.exists() and out.samefile(checkpoint):
-            raise UserError(f"--out {out} is the model that --checkpoint names; choose another name")
-        raise UserError(f"--out {out} exists already, and no model is overwritten; choose another name")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
-    try:
-        tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp").close()
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
 
 
 def grow(given: argparse.Namespace) -> list[str]:

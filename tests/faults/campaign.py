@@ -18,12 +18,12 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from phases import HISTORY_NAME
+from run.run_state import read_run_state
 from tests.faults import bad_input, damage, kill_points
 from tests.faults.kills import killed_after, killed_at
 from tests.faults.runs import Workshop
 from tests.faults.strategies import flags
-from training.run import HISTORY_NAME
-from training.run_state import read_run_state
 
 
 def kills(shop: Workshop, n_random: int, say) -> tuple[int, list[str]]:

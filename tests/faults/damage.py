@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import train_tinystories
-from training.run import HISTORY_NAME, MODEL_NAMES
-from training.run_state import STATE_NAME
+from phases import HISTORY_NAME, MODEL_NAMES, STATE_NAME
 
 CHECKPOINTS = (STATE_NAME, MODEL_NAMES[1])
 TRUNCATIONS = [f"{part}/16" for part in range(16)]

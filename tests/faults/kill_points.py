@@ -13,8 +13,8 @@ from pathlib import Path
 import durable_files
 import train_tinystories
 from data import token_cache
-from training import boundary, loop, run, saver, snapshots, start
-from training.history import History
+from report.history import History
+from run import boundary, loop, run, saver, snapshots, start
 
 
 def die(*_, **__) -> None:

@@ -25,9 +25,9 @@ import torch._dynamo  # noqa: F401  the same: building a model on the meta devic
 import train_tinystories
 from data.builtin_stories import builtin_split
 from data.tokenizer import END_OF_TEXT
-from training.compare import differences
-from training.run import MODEL_NAMES
-from training.start import LOCK_NAME
+from phases import MODEL_NAMES
+from run.compare import differences
+from run.start import LOCK_NAME
 
 SMALL = (
     "--device cpu --preset tiny --tokenizer builtin --d-model 16 --n-heads 2 --n-layers 1 --extra-layers 1 --n-experts 4 "

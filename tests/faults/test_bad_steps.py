@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from models import load_model
+from report.history import read_history
 from tests.faults.runs import resume
 from training import bad_steps, step
 from training.bad_steps import EXPLODED, MOST_IN_A_ROW, is_sound
-from training.history import read_history
 from training.optimizer import read_state
 from training.step import prepare_training, train_step
 

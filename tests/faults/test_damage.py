@@ -12,12 +12,12 @@ import durable_files
 import train_tinystories
 from config import UserError
 from durable_files import write_tensors
+from phases import HISTORY_NAME, STATE_NAME
+from report.history import read_history
+from run.run_state import read_run_state
 from tests.faults import damage, kill_points
 from tests.faults.damage import Malicious, bits_over, flipped, resumed_in_vain, runs_if_unpickled
 from tests.faults.runs import parted, resume
-from training.history import read_history
-from training.run import HISTORY_NAME
-from training.run_state import STATE_NAME, read_run_state
 
 
 @pytest.fixture(scope="module")

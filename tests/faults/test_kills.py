@@ -6,10 +6,11 @@ import random
 import pytest
 
 import durable_files
+from report import history
+from run import loop, start
 from tests.faults import kill_points
 from tests.faults.kills import killed_after, killed_at, resumed
 from tests.faults.runs import parted, resume
-from training import history, loop, start
 from transfer.liveness import GradientCoverage
 
 # One of each kind; the campaign goes by all of them.

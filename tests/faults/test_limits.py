@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from run.run_state import read_run_state
 from tests.faults import kill_points
 from tests.faults.runs import parted, resume
-from training.run_state import read_run_state
 
 
 def largest_file(n_bytes: int):

@@ -13,16 +13,16 @@ import torch
 import train_tinystories
 from config import ModelConfig, TrainingConfig
 from models import load_model, save_model
+from phases import MODEL_NAMES
+from report.history import NEUTRAL, read_history
+from run import loop, saver
+from run.compare import same_model
+from run.resume import MAY_DIFFER_UNTIL
+from run.run_state import RunState, read_run_state
+from run.saver import LARGEST_SHARE, Saver
 from test_growth_checks import lively_dense_model
 from tests.faults import kill_points
 from tests.faults.runs import parted, resume, start
-from training import loop, saver
-from training.compare import same_model
-from training.history import read_history
-from training.resume import MAY_DIFFER_UNTIL, NEUTRAL
-from training.run import MODEL_NAMES
-from training.run_state import RunState, read_run_state
-from training.saver import LARGEST_SHARE, Saver
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from models import load_model
+from phases import MODEL_NAMES
+from run import grow_when
 from tests.ranks.worlds import LOSSES, differences, rows_of
-from training import grow_when
-from training.run import MODEL_NAMES
 
 TOLERANCE = 1e-5
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from run import saver, shared_state
+from run.compare import differences as parted
 from tests.ranks.worlds import STEPS, differences, signal_after
-from training import ranks, saver, shared_state
-from training.compare import differences as parted
+from training import ranks
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,7 @@ def test_one_that_hangs_is_given_up(world, tmp_path):
 POINTS = {
     "while shards are written": lambda: kill_at(shared_state, "checksums_of"),
     "before the state names them": lambda: kill_at(shared_state, "name_the_folder"),
-    "before the old ones are deleted": lambda: kill_at(sys.modules["training.run_state"], "forget_shards"),
+    "before the old ones are deleted": lambda: kill_at(sys.modules["run.run_state"], "forget_shards"),
 }
 
 

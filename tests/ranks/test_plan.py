@@ -10,12 +10,12 @@ import torch
 import train_tinystories
 from benchmarks.scaling_ranks import RANKS, TOKENS, report
 from config import PRESETS, UserError
+from phases import LAUNCHERS_NAME
+from run.cli import parse_config
+from run.run_state import RunState, write_run_state
 from training import plan, ranks
-from training.cli import parse_config
 from training.plan import GB, Machine, choose_memory, phase_memory
 from training.ranks import require_shareable
-from training.run import LAUNCHERS_NAME
-from training.run_state import RunState, write_run_state
 
 CPU, TINY = torch.device("cpu"), PRESETS["tiny"]
 

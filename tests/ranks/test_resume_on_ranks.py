@@ -9,11 +9,10 @@ import pytest
 import torch
 
 import durable_files
+from phases import HISTORY_NAME, STATE_NAME
+from report.history import read_history
+from run import shared_state, start
 from tests.ranks.worlds import differences, signal_after
-from training import shared_state, start
-from training.history import read_history
-from training.run import HISTORY_NAME
-from training.run_state import STATE_NAME
 
 pytestmark = pytest.mark.slow
 

@@ -10,11 +10,11 @@ import training.step
 from config import ModelConfig, TrainingConfig
 from models import Transformer, build_dense_model, build_moe_model, next_token_loss
 from models.shards import own, shared_dim, whole
+from run.shared_state import lay_out
 from tests.ranks.worlds import on_ranks
 from training import ranks
 from training.bad_steps import is_sound
 from training.optimizer import read_state
-from training.shared_state import lay_out
 from training.step import prepare_training, train_step
 from transfer.liveness import GradientCoverage
 from transfer.optimizer_growth import grow_optimizer_state

@@ -20,10 +20,11 @@ import torch.distributed.tensor  # noqa: F401
 
 import train_tinystories
 from config import TrainingConfig
+from phases import HISTORY_NAME
+from report.history import WALL_CLOCK, read_history
+from run import loop
 from tests.faults.runs import Child, Outcome, start
-from training import loop, ranks
-from training.history import WALL_CLOCK, read_history
-from training.run import HISTORY_NAME
+from training import ranks
 
 STEPS = 4  # of each phase
 TINY = (

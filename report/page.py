@@ -1,0 +1,73 @@
+"""Writes `report.html`: fills page.html with a record's words and figures."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+
+from config import UserError
+from durable_files import reason, replacing
+from phases import REPORT_NAME
+from report import details, numbers, overview
+from report.comparison import compare
+from report.figures import close_ups, expert_maps, loss_charts
+from report.record import Record
+from report.small_figures import liveness_charts, training_charts
+
+HERE = Path(__file__).parent
+
+
+def write_report(folder: Path, other: Path | None = None) -> Path:
+    """Writes the page of the run in `folder`, beside one of the run in `other` if given, and returns its path.
+
+    Raises:
+        UserError: there is no history, it is damaged, or the page cannot be written.
+    """
+    try:
+        page = render(*(Record(each) for each in (folder, other) if each)).encode()
+    except UserError:
+        raise
+    except Exception as error:  # of rows that are other than this version writes them
+        raise UserError(f"{folder} cannot be shown ({type(error).__name__}: {error}); its history is whole") from error
+    path = folder / REPORT_NAME
+    try:
+        with replacing(path) as file:
+            file.write(page)
+    except OSError as error:
+        raise UserError(f"could not write {path}: {reason(error)}; models and history are complete") from error
+    return path
+
+
+def render(record: Record, other: Record | None = None) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    # Whatever is in a history, stories above all, is text and no markup: autoescape.
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals |= {
+        "details": details,
+        "numbers": numbers,
+        "overview": overview,
+        "minus": lambda text: text.replace("-", "−"),
+    }
+    return environment.get_template("page.html").render(
+        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        record=record,
+        folder=shlex.quote(str(record.folder)),
+        verdict=overview.verdict(record),
+        tiles=overview.tiles(record),
+        phase_rows=overview.phase_rows(record),
+        squares=overview.squares(record),
+        loss=loss_charts(record, other),
+        close_ups=close_ups(record),
+        training=training_charts(record),
+        experts=expert_maps(record),
+        liveness=liveness_charts(record),
+        comparison=compare(record, other) if other else None,
+        settings=details.settings(record),
+        machine=details.machine(record),
+        written=time.strftime("%Y-%m-%d %H:%M"),
+    )

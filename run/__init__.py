@@ -1,0 +1,1 @@
+"""The life of a run: command line, start, loop, boundaries, records, saved state, resume, signals."""

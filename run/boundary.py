@@ -1,0 +1,96 @@
+"""Crossing from one phase to the next: the same loss, the same story, the checks, or a stop."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models import Transformer
+from run.console import jump_verdict
+from run.records import continuation, record_liveness
+from run.run import Run
+from training import ranks
+from training.evaluate import bits_per_byte, heldout_loss
+from transfer.probe import PROBE_BATCH, PROBE_TOKENS
+from transfer.verify_growth_mechanics import (
+    LARGEST_JUMP,
+    CheckResult,
+    check_functional_identity,
+    detailed_growth_check,
+)
+
+
+class GrowthCheckFailed(Exception):
+    """A boundary changed the model, or left its clones locked; the next phase must not start."""
+
+
+def cross_boundary(run: Run, to_phase: int, old_model: Transformer, new_model: Transformer) -> None:
+    """Measures both models on the same held-out batches in fp32, and runs the growth checks.
+
+    Raises:
+        GrowthCheckFailed: unless `ignore_failed_checks`; its text names the checks.
+    """
+    config = run.config
+    loss_before, loss_after = (heldout_loss(model, run.heldout) for model in (old_model, new_model))
+    jump = loss_after - loss_before
+    same_story = None
+    if config.sample_tokens:
+        same_story = continuation(run, old_model) == continuation(run, new_model)
+    results = run_checks(run, to_phase, old_model, new_model)
+
+    print(
+        f"\n  Phase {to_phase - 1}→{to_phase} held-out loss, same batches, fp32: "
+        f"{loss_before:.6f} → {loss_after:.6f}, jump {jump:+.1e}  {jump_verdict(jump, to_phase)}"
+    )
+    if same_story is not None:
+        print(f"  Story of the grown model: {'the same, token for token' if same_story else 'differs'}")
+    run.losses.setdefault(f"phase{to_phase - 1}_final", loss_before)  # of a run that started here
+    run.losses[f"phase{to_phase}_first"] = loss_after
+    run.losses[f"jump{to_phase - 1}{to_phase}"] = jump
+    run.history.write(
+        "boundary",
+        from_phase=to_phase - 1,
+        to_phase=to_phase,
+        loss_before=loss_before,
+        loss_after=loss_after,
+        jump=jump,
+        bits_per_byte=bits_per_byte(loss_after, run.data.bytes_per_token),
+        same_story=same_story,
+        tokens=run.tokens_seen,
+    )
+    for result in results:
+        run.history.write(
+            "verification",
+            to_phase=to_phase,
+            check=result.name,
+            passed=result.passed,
+            reason=result.reason,
+            **result.figures,
+        )
+
+    failed = [f"{result.name} ({result.reason})" for result in results if not result]
+    if not abs(jump) <= LARGEST_JUMP:
+        failed.append(f"jump ({jump:+.1e} nats, allowed {LARGEST_JUMP:.0e})")
+    if same_story is False:
+        failed.append("story (the grown model tells another one)")
+    failed = ranks.as_first(failed)
+    if failed and not config.ignore_failed_checks:
+        raise GrowthCheckFailed(
+            f"growth checks failed before phase {to_phase}: {'; '.join(failed)}. "
+            f"{run.model_path(to_phase - 1)} is safe; --ignore-failed-checks would go on"
+        )
+    if failed:
+        print(f"  ⚠️ going on although these failed: {'; '.join(failed)}")
+    record_liveness(run, to_phase, new_model, steps=0)
+
+
+def run_checks(run: Run, to_phase: int, old_model: Transformer, new_model: Transformer) -> list[CheckResult]:
+    """Dense → MoE has to keep the function; bilateral growth has to pass all four checks."""
+    tokens, tolerance = probe(run.heldout), run.config.check_tolerance
+    if to_phase == 2:
+        return [check_functional_identity(old_model, new_model, tokens, tolerance)]
+    return list(detailed_growth_check(old_model, new_model, tokens, tolerance).values())
+
+
+def probe(heldout: list[Tensor]) -> Tensor:
+    """A few held-out tokens, int64 (2, ≤ 65)."""
+    return heldout[0][:PROBE_BATCH, : PROBE_TOKENS + 1]
