@@ -55,7 +55,6 @@ RUN_ELSEWHERE = {
     "benchmarks.growth_study_report": "tests/test_growth_study_report.py",
     "benchmarks.reference_growth": "by hand, at reference size alone",
     "benchmarks.generate": "tests/test_benchmarks.py",
-    "benchmarks.scaling_ranks": "tests/ranks/test_plan.py",
     "benchmarks.memory": "tests/test_benchmarks.py",
     "benchmarks.moe_layer": "tests/test_benchmarks.py",
     "benchmarks.step_time": "tests/test_benchmarks.py",
