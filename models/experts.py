@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.products import product_into
+
 # oneDNN compiles a bf16 product for each number of rows that it meets, which takes as long as the
 # product itself and keeps memory. Rows of token 0 with gate 0 round each expert's share up to this.
 CPU_ROW_MULTIPLE = 32
@@ -193,10 +195,8 @@ def weight_gradients(dw_EOI: Tensor | None, db_EO: Tensor | None, dy_RO: Tensor,
 def weight_gradient(dw_EOI: Tensor, dy_RO: Tensor, x_RI: Tensor, run: Run) -> None:
     if run.ends_E is not None:
         dw_EOI.copy_(F.grouped_mm(dy_RO.mT, x_RI, offs=run.ends_E))
-    elif dw_EOI.dtype == dy_RO.dtype:
-        torch.mm(dy_RO.mT, x_RI, out=dw_EOI[run.expert])
     else:
-        dw_EOI[run.expert] = dy_RO.mT @ x_RI
+        product_into(dw_EOI[run.expert], dy_RO.mT, x_RI)
 
 
 def bias_gradient(db_EO: Tensor, dy_RO: Tensor, run: Run) -> None:
