@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from models import Transformer
+from transfer.probe import trace
 from transfer.rounding import rms
 
 
@@ -126,3 +127,33 @@ def following(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def parting(one: list[int], other: list[int]) -> int | None:
+    """The place of the first token in which two continuations differ; None where they are the same."""
+    if one == other:
+        return None
+    return next((place for place, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+
+
+@torch.no_grad()
+def rounding_parts(
+    old_model: Transformer,
+    new_model: Transformer,
+    block_origins: list[int | None],
+    text: list[int],
+    tolerance: float,
+) -> bool:
+    """Whether rounding explains that two greedy continuations part behind a text that they share.
+
+    It does where the old model's two best next tokens are near-tied; or where a router's choice is near-tied in the
+    text and the new model, led along the old one's choices, does find the old model's token.
+    """
+    tokens_BT = torch.tensor([[*text, 0]], device=old_model.device)  # a trace leaves out the last
+    old = trace(old_model, tokens_BT)
+    with following(new_model, old.router_logits, block_origins, tolerance):
+        new_logits_V = trace(new_model, tokens_BT).logits[0, -1]
+    if near_tied(old.logits[0], 1, tolerance)[-1]:
+        return True
+    routers_tied = any(near_tied(logits, old_model.config.top_k, tolerance).any() for logits in old.router_logits)
+    return routers_tied and bool(new_logits_V.argmax() == old.logits[0, -1].argmax())
