@@ -30,6 +30,10 @@ HEADING = re.compile(r" *# == (.+) ==")
 BOUND = re.compile(r"\(((?:at least|above|between) [^()]*|[^()]* or more)\)")
 
 
+class UserError(Exception):
+    """Something the user gave cannot work. Its text is the one line that the user reads."""
+
+
 @dataclass(frozen=True)
 class Setting:
     name: str
