@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from command_line import is_out_of_memory
 from config import PRESETS, ModelConfig, TrainingConfig, UserError
@@ -183,13 +184,8 @@ def test_an_old_torch_on_a_mac_is_refused():
         device_module.require_fixed_mps("2.12.1")
 
 
-@pytest.mark.parametrize("kind, is_lean", [("dense", False), ("moe", False), ("moe", True)])
-@pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
-def test_planned_activations_are_those_that_autograd_keeps(kind, is_lean, compute_dtype):
-    config = ModelConfig(vocab_size=16, d_model=128, n_layers=4, n_heads=4, context_length=64)
-    model = (lively_dense_model if kind == "dense" else lively_moe_model)(config)
-    model.compute_dtype = compute_dtype
-    model.keep_hidden(not is_lean)
+def kept_by_autograd(model, tokens: torch.Tensor) -> int:
+    """Bytes that the backward pass of the loss needs of the forward pass, without the parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
@@ -200,11 +196,42 @@ def test_planned_activations_are_those_that_autograd_keeps(kind, is_lean, comput
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss, _ = next_token_loss(model, torch.randint(16, (8, 65)))
-    measured = sum(size for _, size in kept.values())
+        loss, _ = next_token_loss(model, tokens)
+    return sum(size for _, size in kept.values())
+
+
+@pytest.mark.parametrize("kind, is_lean", [("dense", False), ("moe", False), ("moe", True)])
+@pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
+def test_planned_activations_are_those_that_autograd_keeps(kind, is_lean, compute_dtype):
+    """On MPS as on a CPU that is held to torch's composite attention, the one that is differentiable there."""
+    config = ModelConfig(vocab_size=16, d_model=128, n_layers=4, n_heads=4, context_length=256)
+    model = (lively_dense_model if kind == "dense" else lively_moe_model)(config)
+    model.compute_dtype = compute_dtype
+    model.keep_hidden(not is_lean)
+    tokens = torch.randint(16, (4, 257))
     head = 16 * 4 * (3 * 128 + 128)
-    planned = activation_bytes(model.config, 8 * 64, CPU, compute_dtype, is_lean) - head
-    assert planned == pytest.approx(measured, rel=0.12)
+    for device, attention in (("cpu", SDPBackend.FLASH_ATTENTION), ("mps", SDPBackend.MATH)):
+        with sdpa_kernel(attention):
+            measured = kept_by_autograd(model, tokens)
+        planned = activation_bytes(model.config, 4 * 256, torch.device(device), compute_dtype, is_lean)
+        # At 16 ids the logits are less than the attention that the backward pass makes of one layer.
+        planned -= head if device == "cpu" else 2 * 4 * (4 * 4 * 256**2)
+        assert planned == pytest.approx(measured, rel=0.12), device
+
+
+def test_the_card_is_planned_on_mps_with_its_attention():
+    """One T × T a head and layer in fp32: 34 MB at a context of 256 tokens, and 0.5 GB at 1,024."""
+    card = TrainingConfig()
+    large = card.phase_geometries(50_257)[2]
+    for context_length, megabytes in ((256, 33.55), (1024, 536.9)):
+        model = dataclasses.replace(large, context_length=context_length)
+        tokens = 8 * context_length
+        of = {
+            device: activation_bytes(model, tokens, torch.device(device), torch.bfloat16, True)
+            for device in ("cuda", "mps")
+        }
+        probabilities = (of["mps"] - of["cuda"]) / large.n_layers
+        assert probabilities == pytest.approx(megabytes * 1e6, rel=1e-3)
 
 
 def plan_of(config, vocab_size, compute_dtype=None):
