@@ -4,23 +4,18 @@ Every operator of it passes through the pretended device. One that takes tensors
 fp64 on MPS, or a shape that torch gets wrong there ends the test; so does one that MPS has no kernel for.
 """
 
-import contextlib
 import json
 import signal
-from unittest import mock
 
 import pytest
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import evaluate
 import generate
 import train_tinystories
-from models import experts
 from phases import MODEL_NAMES
 from run import loop
 from run.compare import differences
+from tests.devices.cpu_as_device import as_on
 from tests.devices.mps_kernels import without_kernel
 from tests.devices.pretending import pretending
 
@@ -58,24 +53,6 @@ def evaluated(folder, device: str) -> float:
     given = ("--data", "builtin", "--max-tokens", "500", "--json", str(figures))
     assert evaluate.main(["--checkpoint", str(folder / MODEL_NAMES[3]), "--device", device, *given]) == 0
     return json.loads(figures.read_text())["loss"]
-
-
-class Watching(TorchDispatchMode):
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        return operator(*args, **kwargs or {})
-
-
-@contextlib.contextmanager
-def as_on(kind: str):
-    """Inside, a CPU goes the device's ways where they round otherwise, so that the bits are the same on every CPU.
-
-    Attention has a kernel of its own there; experts' rows are rounded up or not; and where operators are watched,
-    torch takes eigenvalues by another algorithm.
-    """
-    multiple = experts.row_multiple
-    as_there = mock.patch.object(experts, "row_multiple", lambda _, dtype: multiple(torch.device(kind), dtype))
-    with as_there, sdpa_kernel(SDPBackend.MATH), Watching():
-        yield
 
 
 @pytest.mark.parametrize(
