@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 
-from config import ModelConfig
+from model_config import ModelConfig
 from models import build_moe_model, next_token_loss, transformer
 from tests.devices import conftest, mps_kernels
 from tests.devices.cpu_as_device import as_on

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from config import PRESETS
 from models import Transformer, build_dense_model, build_moe_model, experts, loss, products
 from models.generation import continuations
+from tests.devices import torch_faults
 from tests.devices.pretend_device import DeviceFault
 from tests.devices.pretending import pretending
 from training import device as device_module
 from training.evaluate import heldout_loss
+from training.self_check import find_fault
 from training.step import prepare_training, train_step
 from transfer.liveness import expert_cosines
 
@@ -133,6 +135,23 @@ def test_a_product_with_the_fault_is_caught(owner, name, broken, fault, vocab_si
         model = build_dense_model(SMALL.dense_geometry(vocab_size)) if is_large else small_moe(vocab_size)
         with pytest.raises(DeviceFault, match=fault):
             step_on("mps", model, tokens(n_rows, 16, vocab_size))
+
+
+def test_the_self_check_passes_at_50_257_ids_and_finds_a_product_that_is_wrong_there(monkeypatch):
+    largest = dataclasses.replace(small_moe(vocab_size=17).config, vocab_size=GPT2)
+
+    def sum_what_lies_behind(device, call, result):
+        if call.name in torch_faults.PRODUCTS and torch_faults.long_inner_dimension(call):
+            result.mul_(1.2)
+
+    with pretending("mps") as device:
+        for dtype in (torch.float32, torch.bfloat16):
+            assert find_fault(device.place, dtype, largest, 64) == ""
+        device.before.remove(torch_faults.refuse_known_faults)
+        device.after.append(sum_what_lies_behind)
+        assert find_fault(device.place, torch.float32, largest, 64) == "", "there is no such product"
+        monkeypatch.setattr(products, "longest_sum", lambda place: 2**63 - 1)
+        assert "the loss's gradients of hidden units differ" in find_fault(device.place, torch.float32, largest, 64)
 
 
 def test_a_batched_product_of_more_than_2_to_the_32_elements_is_caught():
