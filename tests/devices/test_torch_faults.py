@@ -162,6 +162,14 @@ def test_a_batched_product_of_more_than_2_to_the_32_elements_is_caught():
             torch.cat((left, left[:1])) @ torch.cat((right, right[:1]))
 
 
+def test_a_sort_along_strides_is_caught():
+    with pretending("mps"):
+        x = torch.tensor([[3, 1], [2, 0]], device="mps")
+        assert x.sort().values.tolist() == [[1, 3], [0, 2]]
+        with pytest.raises(DeviceFault, match="#175187"):
+            x.T.sort()
+
+
 @pytest.mark.parametrize("inner, outer, is_wrong", [(32_766, 16, False), (32_767, 16, True), (32_767, 15, False)])
 def test_from_which_shape_on_a_product_is_wrong(inner, outer, is_wrong):
     with pretending("mps", is_hollow=True):
