@@ -2,8 +2,6 @@
 
     python -m hugging_face.export --checkpoint checkpoints/dense_model.pt --out DIR
 
-Of transfer/ this module and import_hf.py alone use data/, for the tokenizer; model_card.py alone reads what training writes.
-
 Exit codes: 0 done, 2 something given cannot work, 4 out of memory, 130 stopped by Ctrl-C.
 """
 
