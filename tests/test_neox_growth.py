@@ -13,8 +13,9 @@ from models import Transformer, count_parameters, load_model, next_token_loss, s
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training.flops import step_flops
 from training.optimizer import build_optimizers
+from transfer.gradient_coverage import GradientCoverage
 from transfer.growth_maps import GrowthMaps, block_origins
-from transfer.liveness import GradientCoverage, liveness_report
+from transfer.liveness import liveness_report
 from transfer.optimizer_growth import grown_gradient
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
