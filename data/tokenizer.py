@@ -12,9 +12,9 @@ import tiktoken
 
 from config import UserError
 from data import network
+from data.cleaning import END_OF_TEXT
 from data.tokenizer_file import SUFFIX, TokenizerFile, name_of_file
 
-END_OF_TEXT = "<|endoftext|>"
 BUILTIN_RANKS_PATH = Path(__file__).parent / "builtin" / "builtin_4096.tiktoken"
 # GPT-2's pre-tokenisation: contractions, then words, numbers and signs with their leading space.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""

@@ -8,9 +8,8 @@ import pyarrow.parquet
 import pytest
 import torch
 
-import data
 from config import TrainingConfig, UserError
-from data import builtin_stories, hub, sources
+from data import builtin_stories, hub, loading, readers, sources
 from data.cleaning import clean_story
 from data.tokenizer import TokenizerUnavailable, load_tokenizer
 
@@ -31,7 +30,7 @@ def no_network(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(hub, "reachable", lambda url, seconds: False)
     monkeypatch.setattr(hub, "cached_copy_exists", lambda: False)
-    monkeypatch.setattr(data, "load_tokenizer", only_builtin)
+    monkeypatch.setattr(loading, "load_tokenizer", only_builtin)
     monkeypatch.setattr(builtin_stories, "builtin_split", lambda: (STORIES[:200], HELD_OUT))
 
 
@@ -68,7 +67,7 @@ def write_parquet(path, stories, column="text"):
 
 def load(config, **changes):
     lines = []
-    return data.load_data(dataclasses.replace(config, **changes), lines.append), lines
+    return loading.load_data(dataclasses.replace(config, **changes), lines.append), lines
 
 
 def refusal(config, **changes):
@@ -177,7 +176,7 @@ def test_text_is_read_in_blocks(tmp_path, monkeypatch):
     path = tmp_path / "stories.txt"
     path.write_bytes(b"\xef\xbb\xbf" + "<|endoftext|>".join(stories).replace("\n", "\r\n").encode())
     for block_bytes in (1, 7, 64, 1 << 20):
-        monkeypatch.setattr(sources, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(readers, "BLOCK_BYTES", block_bytes)
         assert list(sources.read_stories(path)) == stories
 
 
@@ -295,8 +294,8 @@ def test_unusable_file(config, tmp_path, make, message):
 
 
 def test_story_without_end(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "LONGEST_STORY_CHARACTERS", 50)
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(readers, "LONGEST_STORY_CHARACTERS", 50)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 16)
     assert "a story of more than 50 characters; put <|endoftext|> between stories" in refusal(
         config, data=file_with(b"word " * 100)(tmp_path)
     )
@@ -392,7 +391,7 @@ def test_stream_then_cache_without_network(config, monkeypatch):
 
 
 def test_batches_do_not_depend_on_longer_runs_nor_on_what_they_cached(config, monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "SHARD_WINDOWS", 4)
+    monkeypatch.setattr(loading, "SHARD_WINDOWS", 4)
     FakeHub(monkeypatch)
     short, _ = load(config, data="auto")
     long, _ = load(config, data="auto", steps_phase1=60, cache_dir=str(tmp_path / "other"))
@@ -406,7 +405,7 @@ def test_batches_do_not_depend_on_longer_runs_nor_on_what_they_cached(config, mo
 
 
 def test_longer_run_without_network_uses_what_is_cached(config, monkeypatch):
-    monkeypatch.setattr(data, "SHARD_WINDOWS", 4)
+    monkeypatch.setattr(loading, "SHARD_WINDOWS", 4)
     fake = FakeHub(monkeypatch)
     first, _ = load(config, data="auto")
     fake.vanish()
