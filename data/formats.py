@@ -48,6 +48,8 @@ UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines")
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 MARKUP_SUFFIXES = (".html", ".htm", ".xhtml", ".xml")
+# Of prose, a bracket may be followed by a quote, but not by a whole string and a comma.
+ARRAY = re.compile(r'\[\s*([\[{\]]|"([^"\\\n]|\\.)*"\s*[,\]])')
 TEXT_COLUMNS = {"text", "story", "stories", "content", "sentence", "document", "title", "label", "id"}
 
 
@@ -111,7 +113,7 @@ def _json_form(text: str, suffix: str) -> str | None:
         # A first line that is no value by itself and goes on where JSON may: an object over several lines.
         is_spread = _value_of(line) is None and line.rstrip().endswith(("{", "[", ",")) and rest
         return "json document" if is_spread else "json lines"
-    if re.match(r'\[\s*[\[{"\]]', text) and (claims or re.match(r"\[\s*[\[{\]]", text) or _value_of(line) is not None):
+    if ARRAY.match(text) or (claims and text.startswith("[")):
         return "json document"
     return "json lines" if claims else None
 
@@ -128,8 +130,9 @@ def _is_markup(text: str) -> bool:
         return True
     n_lines = sum(1 for line in text.splitlines() if line.strip())
     n_closed = len(re.findall(r"</[A-Za-z][\w:.-]*\s*>", text))
-    starts = re.match(r"<[A-Za-z!][^<>|]*>", text) is not None
-    return 2 * n_closed >= n_lines and n_closed >= (1 if starts else 3)
+    if re.match(r"<[A-Za-z!][^<>|]*>", text):
+        return 4 * n_closed >= n_lines and n_closed >= 1
+    return 2 * n_closed >= n_lines and n_closed >= 3
 
 
 def _is_table(text: str, is_whole: bool) -> bool:
