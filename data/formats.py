@@ -11,9 +11,10 @@ import json
 import re
 
 from config import UserError
+from data.cleaning import END_OF_TEXT
 
 HEAD_BYTES = 1 << 16
-WHAT_WORKS = "give UTF-8 text with <|endoftext|> between stories, or .jsonl or .parquet with a column text"
+WHAT_WORKS = f"give UTF-8 text with {END_OF_TEXT} between stories, or .jsonl or .parquet with a column text"
 
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 OTHER_COMPRESSION = {
@@ -70,7 +71,7 @@ def form_of(head: bytes, suffix: str, is_whole: bool, name: str) -> str:
     form = _json_form(text, suffix)
     if form:
         return form
-    what = None
+    what, text = None, text.replace(END_OF_TEXT, "\n")
     if _is_markup(text) or suffix in MARKUP_SUFFIXES:
         what = "markup (HTML or XML), whose tags would be told as text"
     elif _is_table(text, is_whole) or suffix in TABLE_SUFFIXES:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import sys
 import time
 
@@ -136,6 +137,21 @@ def test_mojibake_is_repaired(broken, good):
         "\u00abMA\u00c7\u00c3\u00bb",
         "â",
         "Â",
+        # Words in capitals, and letters, before what may follow a word.
+        "AMANHÃ\xa0é dia",
+        "AMANHÃ\xa0!",
+        "A MAÇÃ™ é boa",
+        "MAÇÃ®, disse",
+        "MANHÃ\xadZINHA",
+        "IRMÃ¹",
+        "CHÂ\xadTEAU",
+        "LÂ° 5",
+        "«\xa0Â\xa0»",
+        "«\xa0â\xa0»",
+        "um brandâ™”",
+        "a letra Ã\xa0é",
+        "co\xadoperate",
+        "SÃO PAULO, CAFÉ™, RÉSUMÉ®",
         "â€",
         "ðŸ",
         "ï»",
@@ -143,6 +159,19 @@ def test_mojibake_is_repaired(broken, good):
 )
 def test_good_text_stays(text):
     assert clean_story(text) == (text, False)
+
+
+def test_real_stories_with_broken_quotes_come_back_and_good_ones_stay():
+    """As TinyStories has them: the quotes and dashes of a whole story, or those of one beside a good character."""
+    for story in ("“Hi,” said Tim’s mom. “It’s late — go…”", "He said, ‘No – ¡nunca!’", "A ♥ and a 🙂 for “Anna”."):
+        broken = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in story.encode())
+        assert clean_story(broken) == clean_story(story.encode().decode("latin-1")) == (story, True)
+        assert clean_story(f"über {broken}") == (f"über {story}", True)
+        assert clean_story(story) == (story, False)
+
+
+def test_a_word_in_capitals_stays_beside_mojibake_that_is_repaired():
+    assert clean_story("Timâ€™s café: AMANHÃ\xa0é dia") == ("Tim’s café: AMANHÃ\xa0é dia", True)
 
 
 def test_every_character_of_windows_1252_comes_back():
@@ -193,6 +222,27 @@ def test_changed_file_is_tokenised_again(config, tmp_path):
     write_text(path, STORIES + HELD_OUT)
     second, _ = load(config, data=str(path))
     assert len(second.train) > len(first.train)
+
+
+def test_another_text_of_the_same_name_size_and_date_is_tokenised_again(config, tmp_path):
+    path = tmp_path / "stories.txt"
+    write_text(path, STORIES)
+    date = path.stat().st_mtime_ns
+    first, _ = load(config, data=str(path))
+    path.write_bytes(path.read_bytes().replace(b"Spot", b"Rory"))
+    os.utime(path, ns=(date, date))
+    second, _ = load(config, data=str(path))
+    assert "Rory" in second.tokenizer.decode(second.train.tolist())
+    assert first.summary["train"]["checksum"] != second.summary["train"]["checksum"]
+
+
+def test_the_same_text_with_another_date_is_not_tokenised_again(config, tmp_path):
+    path = tmp_path / "stories.txt"
+    write_text(path, STORIES)
+    load(config, data=str(path))
+    os.utime(path, ns=(1, 1))
+    load(config, data=str(path))
+    assert len(list((tmp_path / "cache").glob("stories-*"))) == 1
 
 
 def test_single_file_is_split_by_story(config, tmp_path):

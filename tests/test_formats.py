@@ -247,7 +247,9 @@ def test_stories_come_through_a_pipe(tmp_path):
     writer.join(10)
     for _ in range(2):  # a pipe can be read once, its stories twice
         assert [story for story, _ in clean_stories(source.train())] == STORIES
-    assert source.fingerprint == file_source(str(written(tmp_path, "a.gz", gzip.compress(LINES.encode()))), "").fingerprint
+    assert (
+        source.fingerprint == file_source(str(written(tmp_path, "a.gz", gzip.compress(LINES.encode()))), "").fingerprint
+    )
 
 
 COUNT = """
@@ -258,10 +260,17 @@ print(sum(1 for _ in clean_stories(file_source(sys.argv[1], "").train())))
 """
 
 
-@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
 @pytest.mark.parametrize("content", [TEXT.encode(), LINES.encode(), parquet(STORIES)], ids=["text", "lines", "parquet"])
-def test_stories_come_through_standard_input(name, content):
-    done = subprocess.run([sys.executable, "-c", COUNT, name], input=content, capture_output=True, check=True)
+def test_stories_come_through_standard_input(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    source = file_source("-", "")
+    assert [story for story, _ in clean_stories(source.train())] == STORIES and source.description == "standard input"
+
+
+def test_stories_come_through_the_device_of_standard_input():
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT, "/dev/stdin"], input=LINES.encode(), capture_output=True, check=True
+    )
     assert int(done.stdout) == len(STORIES)
 
 
