@@ -1,20 +1,30 @@
 """Choices that rounding may turn: the definition, how they are left out, and that no fault hides behind them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from config import ModelConfig
 from models.generation import continuations
+from run import boundary
+from run.boundary import compare_stories, without_near_ties
 from test_growth_checks import lively_dense_model, lively_moe_model
 from tests.broken_growth import add_near_ties
 from tests.sweep_growth import sweep
+from training.evaluate import heldout_loss
 from transfer.growth_maps import block_origins
 from transfer.near_ties import RouterChoices, following, near_tied, parting, rounding_parts
 from transfer.probe import trace
 from transfer.rounding import PRECISIONS, rms
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
-from transfer.verify_growth_mechanics import check_functional_identity, check_router_scaling, detailed_growth_check
+from transfer.verify_growth_mechanics import (
+    LARGEST_JUMP,
+    check_functional_identity,
+    check_router_scaling,
+    detailed_growth_check,
+)
 
 GEOMETRY = ModelConfig(vocab_size=101, d_model=32, n_layers=3, n_heads=4, context_length=24)
 TOKENS = torch.randint(101, (4, 25), generator=torch.Generator().manual_seed(0))
@@ -169,6 +179,47 @@ def test_stories_of_a_broken_model_are_told_from_those_that_rounding_parts():
     place = parting(*told)
     assert place is not None
     assert not rounding_parts(old, new, block_origins(3, 1), [1, 2, 3, *told[0][:place]], TOLERANCE)
+
+
+# --- the boundary of a run
+
+
+def run_with(*batches):
+    return SimpleNamespace(heldout=list(batches), config=SimpleNamespace(check_tolerance=TOLERANCE))
+
+
+def test_the_jump_of_a_boundary_leaves_near_ties_out_where_they_alone_make_it_too_large():
+    old, new = tied_model(places=(0,))
+    batches = (TOKENS, TOKENS[:2], TOKENS.flip(0))
+    before, after = (heldout_loss(model, batches) for model in (old, new))
+    assert abs(after - before) > LARGEST_JUMP
+    led, n_near_ties = without_near_ties(run_with(*batches), old, new, after)
+    assert abs(led - before) < LARGEST_JUMP / 10 and 1 <= n_near_ties <= 3, "the token is in each batch"
+
+
+@pytest.mark.parametrize("factor", [1.001, 1.5])
+def test_a_jump_that_is_none_of_near_ties_stays(factor):
+    old, new = tied_model(places=(0,))
+    with torch.no_grad():
+        new.blocks[0].mlp.down.weight *= factor
+    before, after = (heldout_loss(model, [TOKENS]) for model in (old, new))
+    led, _ = without_near_ties(run_with(TOKENS), old, new, after)
+    assert abs(led - before) > LARGEST_JUMP
+
+
+def test_a_boundary_tells_a_story_that_rounding_parts_from_another_one(monkeypatch):
+    old, new = tied_model(places=(0,))
+    monkeypatch.setattr(boundary, "sample_prompt", lambda run: TOKENS[0, :6].tolist())
+    told = {}
+    monkeypatch.setattr(boundary, "continuation", lambda run, model: told[model])
+    told[old] = told[new] = [1, 2, 3]
+    assert compare_stories(run_with(), old, new) == (True, "the same, token for token")
+    told[new] = [4, 2, 3]
+    same, text = compare_stories(run_with(), old, new)
+    assert same is None and text.startswith("the same up to token 0, where rounding decides")
+    with torch.no_grad():
+        new.embedding.weight.copy_(new.embedding.weight.flip(0))
+    assert compare_stories(run_with(), old, new) == (False, "differs from token 1 on")
 
 
 # --- the sweep
