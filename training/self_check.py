@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from command_line import is_out_of_memory
-from config import ModelConfig
+from model_config import ModelConfig
 from models import Transformer, next_token_loss
 from models.experts import apply_experts, assign_slots
 from models.loss import ChunkedCrossEntropy, tokens_per_chunk

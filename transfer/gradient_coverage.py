@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config import ModelConfig
+from model_config import ModelConfig
 from models import Transformer
 from models.shards import is_shared, own, own_range, shared_as, whole
 from transfer.growth_maps import GrowthMaps
