@@ -44,8 +44,6 @@ def build_parser() -> argparse.ArgumentParser:
         usage="python -m transfer.grow --checkpoint IN --out OUT [--SETTING VALUE ...]",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
 
     def add(flag: str, takes: Callable, metavar: str, text: str, **more):
