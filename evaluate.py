@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from command_line import OneLineParser, run_command
+from command_line import Ending, OneLineParser, run_command
 from config import UserError
 from data import mean_bytes_per_token
 from data.held_out import read_held_out
@@ -27,7 +27,7 @@ from inference.expert_words import MIN_COUNT, TokensOfExperts, table
 from inference.held_out_loss import measure_loss
 from models import summary
 from training.device import pick_device
-from training.evaluate import bits_per_byte
+from training.heldout import bits_per_byte
 from transfer.verify_growth_mechanics import dtype_name
 
 DESCRIPTION = """Measures a trained model on every token of a text: held-out loss in nats a token, perplexity, bits per
@@ -157,7 +157,7 @@ def run(arguments: list[str] | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run_command(lambda: run(arguments), "a smaller --batch-size, or --device cpu")
+    return run_command(lambda: run(arguments), Ending("a smaller --batch-size, or --device cpu"))
 
 
 if __name__ == "__main__":

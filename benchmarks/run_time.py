@@ -33,8 +33,8 @@ PARTS = {
     "device self-check": ["run.start.choose_precision"],
     "data and tokenising": ["run.start.load_data", "run.start.fingerprint"],
     "training": ["run.loop.train_step"],
-    "held-out losses": ["run.loop.record_evaluation", "run.boundary.heldout_loss"],
-    "liveness": ["run.loop.record_liveness", "run.boundary.record_liveness"],
+    "held-out losses": ["run.loop.record_heldout_loss", "run.boundary.heldout_loss"],
+    "liveness": ["run.liveness_watch.record_liveness", "run.boundary.record_liveness"],
     "stories": ["run.loop.tell_story", "run.boundary.continuation"],
     "growth": [
         "train_tinystories.upcycle_to_moe",

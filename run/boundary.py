@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from config import UserError
 from models import Transformer
+from phases import Phase
 from run.console import jump_verdict
-from run.records import continuation, record_liveness
+from run.liveness_watch import record_liveness
+from run.records import continuation
 from run.run import Run
-from training import ranks
-from training.evaluate import bits_per_byte, heldout_loss
+from training.heldout import bits_per_byte, heldout_loss
+from training.ranks import team
 from transfer.probe import PROBE_BATCH, PROBE_TOKENS
 from transfer.verify_growth_mechanics import (
     LARGEST_JUMP,
@@ -19,36 +22,39 @@ from transfer.verify_growth_mechanics import (
 )
 
 
-class GrowthCheckFailed(Exception):
+class GrowthCheckFailed(UserError):
     """A boundary changed the model, or left its clones locked; the next phase must not start."""
 
+    exit_code = 3
 
-def cross_boundary(run: Run, to_phase: int, old_model: Transformer, new_model: Transformer) -> None:
-    """Measures both models on the same held-out batches in fp32, and runs the growth checks.
+
+def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Transformer) -> None:
+    """Into `phase`: measures both models on the same held-out batches in fp32, and runs the growth checks.
 
     Raises:
         GrowthCheckFailed: unless `ignore_failed_checks`; its text names the checks.
     """
-    config = run.config
+    config, losses = run.config, run.progress.losses
+    from_phase, to_phase = phase.before.number, phase.number
     loss_before, loss_after = (heldout_loss(model, run.heldout) for model in (old_model, new_model))
     jump = loss_after - loss_before
     same_story = None
     if config.sample_tokens:
         same_story = continuation(run, old_model) == continuation(run, new_model)
-    results = run_checks(run, to_phase, old_model, new_model)
+    results = run_checks(run, phase, old_model, new_model)
 
     print(
-        f"\n  Phase {to_phase - 1}→{to_phase} held-out loss, same batches, fp32: "
-        f"{loss_before:.6f} → {loss_after:.6f}, jump {jump:+.1e}  {jump_verdict(jump, to_phase)}"
+        f"\n  Phase {from_phase}→{to_phase} held-out loss, same batches, fp32: "
+        f"{loss_before:.6f} → {loss_after:.6f}, jump {jump:+.1e}  {jump_verdict(jump, phase)}"
     )
     if same_story is not None:
         print(f"  Story of the grown model: {'the same, token for token' if same_story else 'differs'}")
-    run.losses.setdefault(f"phase{to_phase - 1}_final", loss_before)  # of a run that started here
-    run.losses[f"phase{to_phase}_first"] = loss_after
-    run.losses[f"jump{to_phase - 1}{to_phase}"] = jump
+    losses.setdefault(f"phase{from_phase}_final", loss_before)  # of a run that started here
+    losses[f"phase{to_phase}_first"] = loss_after
+    losses[phase.jump_name] = jump
     run.history.write(
         "boundary",
-        from_phase=to_phase - 1,
+        from_phase=from_phase,
         to_phase=to_phase,
         loss_before=loss_before,
         loss_after=loss_after,
@@ -72,21 +78,21 @@ def cross_boundary(run: Run, to_phase: int, old_model: Transformer, new_model: T
         failed.append(f"jump ({jump:+.1e} nats, allowed {LARGEST_JUMP:.0e})")
     if same_story is False:
         failed.append("story (the grown model tells another one)")
-    failed = ranks.as_first(failed)
+    failed = team().agreed(failed)
     if failed and not config.ignore_failed_checks:
         raise GrowthCheckFailed(
             f"growth checks failed before phase {to_phase}: {'; '.join(failed)}. "
-            f"{run.model_path(to_phase - 1)} is safe; --ignore-failed-checks would go on"
+            f"{phase.before.path_in(run.folder)} is safe; --ignore-failed-checks would go on"
         )
     if failed:
         print(f"  ⚠️ going on although these failed: {'; '.join(failed)}")
-    record_liveness(run, to_phase, new_model, steps=0)
+    record_liveness(run, phase, new_model, steps=0)
 
 
-def run_checks(run: Run, to_phase: int, old_model: Transformer, new_model: Transformer) -> list[CheckResult]:
-    """Dense → MoE has to keep the function; bilateral growth has to pass all four checks."""
+def run_checks(run: Run, phase: Phase, old_model: Transformer, new_model: Transformer) -> list[CheckResult]:
+    """Upcycling has to keep the function; bilateral growth has to pass all four checks."""
     tokens, tolerance = probe(run.heldout), run.config.check_tolerance
-    if to_phase == 2:
+    if phase.made_by == "upcycle":
         return [check_functional_identity(old_model, new_model, tokens, tolerance)]
     return list(detailed_growth_check(old_model, new_model, tokens, tolerance).values())
 

@@ -12,9 +12,10 @@ from command_line import OneLineParser
 from config import PRESETS, TrainingConfig, UserError
 from phases import HISTORY_NAME, LAUNCHERS_NAME, STATE_NAME
 from report.history import read_history
+from run.resume import RunComplete
 from run.run_state import read_saved_config
 from run.start_model import follow_start_model
-from training import ranks
+from training import torchrun
 from training.device import pick_device
 
 DESCRIPTION = """Trains a dense language model, upcycles it to a mixture of experts, and grows that in
@@ -27,10 +28,6 @@ EPILOG = """examples:
   python train_tinystories.py --resume                 go on where a run was stopped
   torchrun --nproc-per-node=4 train_tinystories.py     four ranks share the model and each batch
   python train_tinystories.py --scale-factor 1.5 --extra-layers 2   grow less (out of memory)"""
-
-
-class RunComplete(Exception):
-    """`--resume` where nothing is left to do."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,11 +76,12 @@ def parse_config(arguments: list[str] | None, say=print) -> tuple[TrainingConfig
         UserError: an unknown flag or preset, values that cannot work, or nothing to resume.
         RunComplete: the run to resume has ended.
     """
+    torchrun.be_quiet_unless_first()
     given = vars(build_parser().parse_args(arguments))
     plan_only = given.pop("plan")
     if "preset" in given and given["preset"] not in PRESETS:
         raise UserError(f"--preset {given['preset']}: unknown; the presets are {', '.join(PRESETS)}")
-    if ranks.restarts() and is_begun_by_launcher(Path(given.get("checkpoint_dir", TrainingConfig.checkpoint_dir))):
+    if torchrun.restarts() and is_begun_by_launcher(Path(given.get("checkpoint_dir", TrainingConfig.checkpoint_dir))):
         # torchrun starts its command again after a rank has failed: its run is there, and goes on.
         given |= {"resume": True, "overwrite": False}
     if given.get("resume"):
@@ -106,7 +104,7 @@ def parse_config(arguments: list[str] | None, say=print) -> tuple[TrainingConfig
 def is_begun_by_launcher(folder: Path) -> bool:
     """Whether the torchrun that has started this process had begun the run in the folder before."""
     path = folder / LAUNCHERS_NAME
-    is_ours = path.exists() and ranks.launcher() in path.read_text(encoding="utf-8").splitlines()
+    is_ours = path.exists() and torchrun.launcher() in path.read_text(encoding="utf-8").splitlines()
     return is_ours and (folder / STATE_NAME).exists()
 
 
