@@ -11,7 +11,7 @@ train: $(VENV)/.runtime
 	$(VENV)/bin/python train_tinystories.py $(ARGS)
 
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -q $(ARGS)
+	$(VENV)/bin/python -m pytest -q -n auto $(ARGS)
 
 $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from config import UserError
+from settings import UserError
 
 LONGEST_LINE = 1200
 NOBODY_READS = 141

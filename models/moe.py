@@ -14,11 +14,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import ModelConfig
 from models.experts import apply_experts, assign_slots
+from models.products import linear
 
 
 class Routing(NamedTuple):
@@ -60,7 +60,7 @@ class Router(nn.Linear):
     def forward(self, x_ND: Tensor) -> Tensor:
         exact = torch.promote_types(self.weight.dtype, torch.float32)
         with torch.autocast(x_ND.device.type, enabled=False):
-            return F.linear(x_ND.to(exact), self.weight.to(exact))
+            return linear(x_ND.to(exact), self.weight.to(exact))
 
 
 class MoE(nn.Module):

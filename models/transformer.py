@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from config import ModelConfig
 from models.kv_cache import KVCache
 from models.moe import MoE, Routing
+from models.products import linear
 
 INIT_STD = 0.02
 
@@ -56,7 +57,7 @@ class Linear(nn.Linear):
     """A linear layer that computes in its input's dtype, whatever dtype its weights have."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 def rope_tables(n_positions: int, rotary_dim: int, base: float, device, dtype) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,12 @@ from models import Transformer
 from phases import Phase
 from run.console import jump_verdict
 from run.liveness_watch import record_liveness
-from run.records import continuation
+from run.records import continuation, sample_prompt
 from run.run import Run
 from training.heldout import bits_per_byte, heldout_loss
 from training.ranks import team
+from transfer.growth_maps import GrowthMaps
+from transfer.near_ties import parting, rounding_parts
 from transfer.probe import PROBE_BATCH, PROBE_TOKENS
 from transfer.verify_growth_mechanics import (
     LARGEST_JUMP,
@@ -38,17 +40,15 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
     from_phase, to_phase = phase.before.number, phase.number
     loss_before, loss_after = (heldout_loss(model, run.heldout) for model in (old_model, new_model))
     jump = loss_after - loss_before
-    same_story = None
-    if config.sample_tokens:
-        same_story = continuation(run, old_model) == continuation(run, new_model)
+    same_story, told = compare_stories(run, old_model, new_model) if config.sample_tokens else (None, "")
     results = run_checks(run, phase, old_model, new_model)
 
     print(
         f"\n  Phase {from_phase}→{to_phase} held-out loss, same batches, fp32: "
         f"{loss_before:.6f} → {loss_after:.6f}, jump {jump:+.1e}  {jump_verdict(jump, phase)}"
     )
-    if same_story is not None:
-        print(f"  Story of the grown model: {'the same, token for token' if same_story else 'differs'}")
+    if told:
+        print(f"  Story of the grown model: {told}")
     losses.setdefault(f"phase{from_phase}_final", loss_before)  # of a run that started here
     losses[f"phase{to_phase}_first"] = loss_after
     losses[phase.jump_name] = jump
@@ -87,6 +87,21 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
     if failed:
         print(f"  ⚠️ going on although these failed: {'; '.join(failed)}")
     record_liveness(run, phase, new_model, steps=0)
+
+
+def compare_stories(run: Run, old_model: Transformer, new_model: Transformer) -> tuple[bool | None, str]:
+    """Whether both models tell the same story, and how to say it; None where they part and rounding explains it."""
+    # The parts of a comparison in which several processes work together must not hang on what one of them finds.
+    old_ids, new_ids = team().agreed([continuation(run, model) for model in (old_model, new_model)])
+    place = parting(old_ids, new_ids)
+    if place is None:
+        return True, "the same, token for token"
+    config = new_model.config
+    origins = GrowthMaps.between(old_model.config.upcycled(config.n_experts, config.top_k), config).block_origins
+    text = sample_prompt(run) + old_ids[:place]
+    if rounding_parts(old_model, new_model, origins, text, run.config.check_tolerance):
+        return None, f"the same up to token {place}, where rounding decides between near-tied choices"
+    return False, f"differs from token {place + 1} on"
 
 
 def run_checks(run: Run, phase: Phase, old_model: Transformer, new_model: Transformer) -> list[CheckResult]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from config import PRESETS
+from docs import draw_phases
 from run.cli import parse_config
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +33,7 @@ def test_documented_flags_and_values_are_accepted(command, monkeypatch):
     monkeypatch.setattr("run.cli.saved_config", lambda given: PRESETS["tiny"])  # no run is there to resume
     monkeypatch.setattr("run.cli.follow_start_model", lambda config, given, say: config)  # nor a model
     words = shlex.split(command)[2:]
-    if "--help" not in words:
+    if not {"--help", "--help-all"} & {*words}:
         parse_config(words, say=lambda line: None)
 
 
@@ -45,3 +46,7 @@ def test_links_lead_somewhere(path):
     )
     missing = [target for target in targets if not (path.parent / target).exists() and not (ROOT / target).exists()]
     assert missing == []
+
+
+def test_the_picture_of_the_phases_is_what_its_script_draws():
+    assert draw_phases.PICTURE.read_text(encoding="utf-8") == draw_phases.picture()

@@ -11,20 +11,22 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "phases": "",
     "durable_files": "",
-    "config": "",
-    "command_line": "config",
+    "settings": "",
+    "command_line": "settings",
+    "model_config": "settings",
+    "config": "model_config phases settings",
     "models": "config durable_files",
     "data": "config durable_files",
     "transfer": "command_line config models",
     "inference": "config data models phases",
     "training": "config models phases transfer",
     "report": "command_line config durable_files phases transfer",
-    "run": "command_line config data durable_files models phases report training transfer",
+    "run": "command_line config data durable_files models phases report settings training transfer",
     "hugging_face": "command_line config data durable_files models phases report",
     "generate": "command_line config data inference models training",
     "evaluate": "command_line config data durable_files inference models training transfer",
     "train_tinystories": "command_line models phases report run training transfer",
-    "benchmarks": "command_line config data hugging_face models phases report run train_tinystories training transfer",
+    "benchmarks": "command_line config data hugging_face models phases report run training transfer",
 }
 
 

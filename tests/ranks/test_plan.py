@@ -1,14 +1,12 @@
-"""What is said before several ranks begin; the tables of docs/SCALING.md. Nothing is started here."""
+"""What is said before several ranks begin. Nothing is started here."""
 
 import dataclasses
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import train_tinystories
-from benchmarks.scaling_ranks import RANKS, TOKENS, report
 from config import PRESETS, UserError
 from phases import LAUNCHERS_NAME
 from run.cli import parse_config
@@ -105,8 +103,3 @@ def test_one_process_is_in_no_group(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun --nproc-per-node=1
     with torchrun.together(TINY, CPU):
         assert not torch.distributed.is_initialized() and ranks.team().is_alone
-
-
-def test_the_documents_tables_are_what_the_command_prints():
-    text = (Path(__file__).parents[2] / "docs" / "SCALING.md").read_text(encoding="utf-8")
-    assert report(TOKENS, RANKS) in text
