@@ -5,7 +5,7 @@ cleaning         mojibake and empty stories
 tokenizer        text to token ids
 token_cache      tokenised once, memory-mapped, verified
 batches          which tokens step number n sees
-held_out         all tokens of a text that a model is measured on
+whole_text       all tokens of a text that a model is measured on
 """
 
 from __future__ import annotations

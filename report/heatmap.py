@@ -17,7 +17,7 @@ from transfer.growth_maps import block_origins
 # Shades go from -4 (a quarter of the even share, or less) to 4 (four times as much, or more), two to a factor of 2.
 DARKEST = 4
 # The last phase whose model is larger than the one before: what is new came with it.
-GROWN = next(phase for phase in reversed(PHASES) if phase.made_by == "grow")
+GROWN = next((phase for phase in reversed(PHASES) if phase.made_by == "grow"), PHASES[-1])
 MOST_CELLS, MOST_COLUMNS, MOST_ROWS, MOST_LAYERS = 24_000, 120, 64, 24
 
 

@@ -29,7 +29,7 @@ def plot_curves(history_path: Path, picture_path: Path) -> None:
         steps = [row for row in rows if row["event"] == "step" and row["phase"] == number]
         evals = [row for row in rows if row["event"] == "eval" and row["phase"] == number]
         axes.plot([r["tokens"] / 1e6 for r in steps], [r["loss"] for r in steps], color=colour, alpha=0.35, linewidth=1)
-        starts = [(r["tokens"], r["loss_after"]) for r in rows if r["event"] == "boundary" and r["to_phase"] == phase]
+        starts = [(r["tokens"], r["loss_after"]) for r in rows if r["event"] == "boundary" and r["to_phase"] == number]
         points = starts + [(r["tokens"], r["loss"]) for r in evals]
         axes.plot(
             [t / 1e6 for t, _ in points],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ class Run:
 
     config: TrainingConfig
     data: StoryData
+    heldout: list[Tensor]  # the batches of every held-out loss
     plan: Plan
     folder: Path
     history: History | NoHistory
@@ -57,11 +57,6 @@ class Run:
     def compute_dtype(self) -> torch.dtype | None:
         """None is fp32."""
         return self.plan.machine.compute_dtype
-
-    @functools.cached_property
-    def heldout(self) -> list[Tensor]:
-        """The batches of every held-out loss."""
-        return self.data.heldout_batches()
 
     def enter(self) -> tuple[Phase, Transformer, Moments]:
         """The phase in which the run begins, and the model and the optimizers' moments with which."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from config import ModelConfig, TrainingConfig
 from data import StoryData, load_data
@@ -92,6 +93,7 @@ class Settled:
     compute_dtype: torch.dtype | None
     start_model: ModelConfig | None
     data: StoryData
+    heldout: list[Tensor]
     stories: dict
 
 
@@ -109,8 +111,9 @@ def settle(config: TrainingConfig, device: torch.device, folder: Path) -> Settle
     team().require_alike(stories, "its stories are not those of rank 0; give all machines the same --data")
     if saved:
         require_same_stories(saved.data, stories)
+    heldout = data.heldout_batches()
     return Settled(
-        config, decided, folder, saved, changes, earlier_files, compute_dtype, start_model, data, stories
+        config, decided, folder, saved, changes, earlier_files, compute_dtype, start_model, data, heldout, stories
     )  # fmt: skip
 
 
@@ -158,7 +161,7 @@ def open_run(settled: Settled, plan: Plan, stop: StopSignals) -> Run:
     launchers = team().gathered(launcher())
     history = team().only_first(lambda: open_folder(settled, new, launchers)) or NoHistory()
     saver = Saver(folder, config.save_every, at.position)
-    run = Run(config, settled.data, plan, folder, history, progress, stop, saver, identity, at, entry)
+    run = Run(config, settled.data, settled.heldout, plan, folder, history, progress, stop, saver, identity, at, entry)
     record_start(run, settled.changes)
     return run
 

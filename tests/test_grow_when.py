@@ -28,7 +28,7 @@ def run(token_cache, tmp_path):
     )  # fmt: skip
     data = load_data(config, say=lambda _: None)
     plan = make_plan(config, config.dense_geometry(data.tokenizer.n_vocab), Machine(torch.device("cpu")))
-    return Run(config, data, plan, tmp_path, history=None)
+    return Run(config, data, data.heldout_batches(), plan, tmp_path, history=None)
 
 
 def trained(run, steps=240):

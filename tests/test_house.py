@@ -81,7 +81,12 @@ def test_nothing_goes_up_or_in_a_circle():
 
 @pytest.mark.parametrize(
     "code",
-    ["import run.loop", "from run.loop import train_phase", "def late():\n    from run import loop", "import torch, run"],
+    [
+        "import run.loop",
+        "from run.loop import train_phase",
+        "def late():\n    from run import loop",
+        "import torch, run",
+    ],
 )
 def test_an_arrow_up_is_found(code, tmp_path):
     for name in ("transfer", "run"):

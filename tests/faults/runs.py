@@ -150,5 +150,11 @@ def parted(expected: Path, folder: Path) -> list[str]:
     """In what the run in `folder` differs from the undisturbed one; empty if it is the same, bit for bit."""
     found = [f"{kind} {text}" for kind, text in differences(expected, folder)]
     names = {path.name for path in folder.iterdir()}
-    surplus = names - {*(phase.file for phase in PHASES), "training_history.jsonl", "training_curves.png", "report.html", LOCK_NAME}
+    surplus = names - {
+        *(phase.file for phase in PHASES),
+        "training_history.jsonl",
+        "training_curves.png",
+        "report.html",
+        LOCK_NAME,
+    }
     return found + ([f"left over: {sorted(surplus)}"] if surplus else [])
