@@ -64,8 +64,13 @@ class Ending:
         print(line, file=sys.stderr)
 
 
-def run_command(work: Callable[[], int | None], ending: Ending) -> int:
-    """Runs a command and returns its exit code, which is what `work` returns (None is 0), or that of its ending."""
+def run_command(work: Callable[[], int | None], out_of_memory: str, stopped: str = "stopped") -> int:
+    """Runs a command and returns its exit code; what goes wrong is told in one line, as `Ending` says."""
+    return run_to_its_end(work, Ending(out_of_memory, stopped))
+
+
+def run_to_its_end(work: Callable[[], int | None], ending: Ending) -> int:
+    """Runs `work` and returns the exit code: what it returns (None is 0), or that of its ending."""
     for stream in (sys.stdout, sys.stderr):
         # A terminal without UTF-8 shows ? for what it has no letter for; that must not end the program.
         stream.reconfigure(errors="replace")

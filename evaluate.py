@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from command_line import Ending, OneLineParser, run_command
+from command_line import OneLineParser, run_command
 from config import UserError
 from data import mean_bytes_per_token
 from data.whole_text import read_whole_text
@@ -157,7 +157,7 @@ def run(arguments: list[str] | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run_command(lambda: run(arguments), Ending("a smaller --batch-size, or --device cpu"))
+    return run_command(lambda: run(arguments), "a smaller --batch-size, or --device cpu")
 
 
 if __name__ == "__main__":

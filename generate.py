@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from command_line import Ending, OneLineParser, run_command
+from command_line import OneLineParser, run_command
 from config import UserError
 from data.tokenizer import END_OF_TEXT
 from inference.checkpoint import Trained, add_common_flags, latest_checkpoint, load_trained
@@ -171,7 +171,7 @@ def run(arguments: list[str] | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run_command(lambda: run(arguments), Ending("fewer prompts at a time, a smaller model, or --device cpu"))
+    return run_command(lambda: run(arguments), "fewer prompts at a time, a smaller model, or --device cpu")
 
 
 if __name__ == "__main__":

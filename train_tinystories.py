@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import sys
 
-from command_line import run_command
+from command_line import run_to_its_end
 from models import Transformer
 from phases import PHASES, PICTURE_NAME, REPORT_NAME, Phase
 from report.page import write_report
@@ -100,7 +100,7 @@ def work(arguments: list[str] | None, ending: RunEnding) -> None:
 def main(arguments: list[str] | None = None) -> int:
     hand_out_large_blocks()
     ending = RunEnding()
-    return run_command(lambda: work(arguments, ending), ending)
+    return run_to_its_end(lambda: work(arguments, ending), ending)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from command_line import Ending, OneLineParser, require_writable, run_command
+from command_line import OneLineParser, require_writable, run_command
 from config import ModelConfig, UserError
 from data.tokenizer import END_OF_TEXT, find_tokenizer, load_tokenizer, tokenizer_name
 from data.tokenizer_file import SUFFIX, as_tokenizer_json
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Wrote {given.out}/")
         return 0
 
-    return run_command(work, Ending("the model has to fit", "stopped; no model was written"))
+    return run_command(work, "the model has to fit", "stopped; no model was written")
 
 
 if __name__ == "__main__":

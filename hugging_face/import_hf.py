@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from command_line import Ending, OneLineParser, require_writable, run_command
+from command_line import OneLineParser, require_writable, run_command
 from config import UserError
 from data.network import reachable
 from data.tokenizer import load_tokenizer, tokenizer_name
@@ -174,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
         import_hf(given.source, given.out, given.context_length)
         return 0
 
-    return run_command(work, Ending("the model has to fit in fp32", "stopped; no model was written"))
+    return run_command(work, "the model has to fit in fp32", "stopped; no model was written")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from command_line import Ending, OneLineParser, run_command
+from command_line import OneLineParser, run_command
 from report.page import write_report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run_command(lambda: report(arguments), Ending("the history has to fit"))
+    return run_command(lambda: report(arguments), "the history has to fit")
 
 
 def report(arguments: list[str] | None) -> None:

@@ -69,12 +69,12 @@ class Trials:
     def __init__(self, run: Run, phase: Phase, grow: Grow):
         self.run, self.phase, self.grow = run, phase, grow
         n_steps = run.config.steps(phase.number)
-        self.after = trial_steps(n_steps) if phase.after and run.config.grow_when == "auto" else []
-        self.n_steps = self.after[-1] if self.after else n_steps
+        self.due_after = trial_steps(n_steps) if phase.after and run.config.grow_when == "auto" else []
+        self.n_steps = self.due_after[-1] if self.due_after else n_steps
 
     def say_grow(self, step: int, rate: float, model: Transformer, optimizers: list[torch.optim.Optimizer]) -> bool:
         """Whether a trial was due after `step`, and growth pays; prints and records it, and why."""
-        if step + 1 not in self.after:
+        if step + 1 not in self.due_after:
             return False
         run, moments = self.run, read_moments(model, optimizers)
         with run.aside():

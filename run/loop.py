@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from config import TrainingConfig
 from models import Transformer, save_model
 from phases import Phase
@@ -41,7 +43,7 @@ def train_phase(run: Run, phase: Phase, model: Transformer, moments: Moments, gr
         return moments
     with run.stop.held():
         moments = train_steps(run, phase, model, moments, grow, saved)
-    run.stop.hear(*team().largest(run.stop.received))
+    run.stop.agree()
     run.stop.raise_if_asked(f"after phase {phase.number}, and saved")
     return moments
 
@@ -80,6 +82,13 @@ def train_steps(
 
     rows.write()
     liveness.after_last_step(step + 1)
+    return end_phase(run, phase, step, model, optimizers)
+
+
+def end_phase(
+    run: Run, phase: Phase, step: int, model: Transformer, optimizers: list[torch.optim.Optimizer]
+) -> Moments:
+    """Measures, shows and saves the model with which the phase ends, `step` being its last; returns the moments."""
     run.progress.losses[f"phase{phase.number}_final"] = record_heldout_loss(run, phase, step, model)
     tell_story(run, phase, model)
     checksum = team().agreed(save_model(model, phase.path_in(run.folder)))

@@ -20,7 +20,7 @@ from run.progress import Progress
 from run.run_state import RunState, forget_shards
 from run.saver import Saver
 from run.stop import StopSignals
-from training.device import to_device
+from training.device import to_device, wait_for
 from training.flops import step_flops
 from training.plan import Plan
 from training.ranks import team
@@ -82,8 +82,7 @@ class Run:
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """What is done inside is none of the steps, whose speed is printed: measuring, saving, trials of growth."""
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)  # for steps that are still on their way
+        wait_for(self.device)  # for steps that are still on their way
         began = time.perf_counter()
         try:
             yield

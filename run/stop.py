@@ -57,6 +57,10 @@ class StopSignals:
         """The signal that has come to this process; 0 for none."""
         return self._received
 
+    def agree(self) -> None:
+        """Hears of the signal that has come to any of those that train together."""
+        self.hear(*team().largest(self.received))
+
     def hear(self, number: int) -> None:
         """Takes note of the signal on which all agree; 0 for none."""
         self._agreed = number

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from command_line import Ending, OneLineParser, require_writable, run_command
+from command_line import OneLineParser, require_writable, run_command
 from config import TrainingConfig
 from models import load_model, save_model, summary
 from models.files import bring_tokenizer
@@ -116,9 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nWrote {given.out}")
         return 0
 
-    return run_command(
-        work, Ending("the old and the grown model have to fit; grow less", "stopped; no model was written")
-    )
+    return run_command(work, "the old and the grown model have to fit; grow less", "stopped; no model was written")
 
 
 if __name__ == "__main__":
