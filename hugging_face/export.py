@@ -2,8 +2,6 @@
 
     python -m hugging_face.export --checkpoint checkpoints/dense_model.pt --out DIR
 
-Of transfer/ this module and import_hf.py alone use data/, for the tokenizer; model_card.py alone reads what training writes.
-
 Exit codes: 0 done, 2 something given cannot work, 4 out of memory, 130 stopped by Ctrl-C.
 """
 
@@ -57,8 +55,6 @@ def build_parser() -> argparse.ArgumentParser:
         usage="python -m hugging_face.export --checkpoint IN --out DIR [--tokenizer NAME_OR_PATH]",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--checkpoint", type=Path, metavar="IN", help="the model file", required=True)
     parser.add_argument(

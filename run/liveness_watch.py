@@ -10,7 +10,8 @@ from models import Transformer
 from phases import Phase
 from run.run import Run
 from run.run_state import RunState
-from transfer.liveness import GradientCoverage, liveness_report
+from transfer.gradient_coverage import GradientCoverage
+from transfer.liveness import liveness_report
 
 # Long enough for every new parameter to have had its turn, short enough to cost nothing.
 LIVENESS_STEPS = 20

@@ -82,6 +82,7 @@ class Settled:
     earlier_files: of a run in the folder, which make room for this one.
     start_model: the model with which `start_phase` begins.
     stories: their fingerprint.
+    dense: the geometry of phase 1, from which those of the others follow.
     """
 
     config: TrainingConfig
@@ -90,20 +91,20 @@ class Settled:
     saved: RunState | None
     changes: dict[str, list]
     earlier_files: list[Path]
-    compute_dtype: torch.dtype | None
     start_model: ModelConfig | None
     data: StoryData
     heldout: list[Tensor]
     stories: dict
+    dense: ModelConfig
+    compute_dtype: torch.dtype | None
 
 
 def settle(config: TrainingConfig, device: torch.device, folder: Path) -> Settled:
-    """Settings, precision, data."""
+    """Settings, data, precision. Raises UserError where one of them cannot be used."""
     saved, changes, earlier_files, start_model = team().in_turn(lambda: look_into(folder, config))
     if saved:
         require_whole_shards(saved, folder)
     decided = decided_before(saved, config, changes) if saved else config
-    compute_dtype = team().agreed(choose_precision(device, decided))
     data = team().in_turn(lambda: load_data(config))
     if start_model:
         require_tokenizer(start_model, data)
@@ -112,8 +113,13 @@ def settle(config: TrainingConfig, device: torch.device, folder: Path) -> Settle
     if saved:
         require_same_stories(saved.data, stories)
     heldout = data.heldout_batches()
+    if start_model:
+        dense = dense_of(start_model)
+    else:
+        dense = config.dense_geometry(data.tokenizer.n_vocab, data.summary["tokenizer"])
+    compute_dtype = team().agreed(choose_precision(device, decided, decided.geometries_from(dense)[-1]))
     return Settled(
-        config, decided, folder, saved, changes, earlier_files, compute_dtype, start_model, data, heldout, stories
+        config, decided, folder, saved, changes, earlier_files, start_model, data, heldout, stories, dense, compute_dtype
     )  # fmt: skip
 
 
@@ -138,14 +144,9 @@ def decided_before(saved: RunState, config: TrainingConfig, changes: dict) -> Tr
 
 def decide(settled: Settled, machine: Machine) -> Plan:
     """What each phase will be and take, printed. Raises UserError where that does not fit."""
-    config, data, start_model = settled.decided, settled.data, settled.start_model
-    if start_model:
-        dense = dense_of(start_model)
-    else:
-        dense = config.dense_geometry(data.tokenizer.n_vocab, data.summary["tokenizer"])
-    plan = make_plan(config, dense, dataclasses.replace(machine, compute_dtype=settled.compute_dtype))
+    plan = make_plan(settled.decided, settled.dense, dataclasses.replace(machine, compute_dtype=settled.compute_dtype))
     print(plan.table())
-    team().first(lambda: require_memory(plan, config.ignore_memory_plan))
+    team().first(lambda: require_memory(plan, settled.config.ignore_memory_plan))
     return plan
 
 

@@ -17,16 +17,16 @@ MAY_IMPORT = {
     "config": "model_config phases settings",
     "models": "config durable_files",
     "data": "config durable_files",
-    "transfer": "command_line config models",
+    "transfer": "command_line config model_config models",
     "inference": "config data models phases",
-    "training": "config models phases transfer",
+    "training": "command_line config model_config models phases transfer",
     "report": "command_line config durable_files phases transfer",
     "run": "command_line config data durable_files models phases report settings training transfer",
     "hugging_face": "command_line config data durable_files models phases report",
     "generate": "command_line config data inference models training",
     "evaluate": "command_line config data durable_files inference models training transfer",
     "train_tinystories": "command_line models phases report run training transfer",
-    "benchmarks": "command_line config data hugging_face models phases report run training transfer",
+    "benchmarks": "command_line config data models phases report run training transfer",
 }
 
 

@@ -104,19 +104,26 @@ def activation_bytes(
     the MLP 4 before and 4 after GELU; of an MoE those and its output, top_k times, or with lean memory
     its output alone. In a lower precision the rounded matrices of attention and of a dense MLP as well, and
     the router's input in fp32.
+
+    On MPS no fused attention can be trained: torch's composite one keeps q, k and v in fp32, its output once, and for
+    each head the probabilities of every token over all tokens. Its backward pass makes two more of those, of one
+    layer at a time, when the logits are gone.
     """
     size = compute_dtype.itemsize if compute_dtype else 4
     mlp = 8
     if model.is_moe:
         mlp = model.top_k if is_lean else 9 * model.top_k
-    per_layer = tokens * model.d_model * (2 * 4 + (9 + mlp) * size)
+    attention, probabilities = 9 * size, 0
+    if device.type == "mps":
+        attention, probabilities = 3 * 4 + 3 * size, 4 * tokens * model.n_heads * model.context_length
+    per_layer = tokens * model.d_model * (2 * 4 + attention + mlp * size) + probabilities
     if compute_dtype:
         per_layer += size * (4 if model.is_moe else 12) * model.d_model**2
         per_layer += 4 * tokens * model.d_model if model.is_moe else 0
     # Logits and their softmax; the output matrix rounded, and its gradient, in the compute dtype and in fp32.
     chunk = min(tokens, tokens_per_chunk(device))
     head = (2 * size * (chunk + model.d_model) + 4 * model.d_model) * model.vocab_size
-    return model.n_layers * per_layer + head
+    return model.n_layers * per_layer + max(head, 2 * probabilities)
 
 
 def lean_gradient_bytes(model: ModelConfig) -> float:
