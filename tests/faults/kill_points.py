@@ -12,7 +12,7 @@ from pathlib import Path
 
 import durable_files
 import train_tinystories
-from data import token_cache
+from data import cleaning, token_cache
 from phases import phase_of
 from report.history import History
 from run import boundary, loop, run, saver, snapshots, start
@@ -85,7 +85,7 @@ def after_rename(name: str, nth: int) -> None:
 
 # What each does, and how often the small run comes by, if it saves its state after every step.
 POINTS: dict[str, tuple[Callable[[int], None], int]] = {
-    "in_token_cache": (lambda n: kill_when(token_cache, "clean_story", 100 * n), 5),
+    "in_token_cache": (lambda n: kill_when(cleaning, "clean_story", 100 * n), 5),
     "before_cache_meta": (lambda n: kill_when(token_cache, "_meta_checksum", n), 1),
     "before_cache_rename": (lambda n: kill_when(Path, "rename", n), 1),
     "after_cache_rename": (lambda n: kill_when(Path, "rename", n, after=True), 1),
