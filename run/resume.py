@@ -20,7 +20,8 @@ from training import ranks
 # 1.5 "until phase 2 begins". What is not here may always differ: it changes how training goes on, and
 # not what has been done.
 MAY_DIFFER_UNTIL = {
-    **dict.fromkeys(("preset", "start_phase", "seed", "context_length", "d_model", "n_layers", "n_heads"), 0.0),
+    **dict.fromkeys(("preset", "start_phase", "seed", "context_length"), 0.0),
+    **dict.fromkeys(("architecture", "d_model", "n_layers", "n_heads"), 0.0),
     **dict.fromkeys(("grow_when", "eval_batches"), 0.0),
     **dict.fromkeys(("steps_phase1", "lr_phase1"), 1.0),
     **dict.fromkeys(("n_experts", "top_k", "router_std"), 1.5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -93,9 +94,10 @@ def find_fault(device: torch.device, dtype: torch.dtype) -> str:
     """What is wrong with a small model on this device in this precision; empty if nothing is."""
     # All experts serve every token: otherwise rounding alone could send one to another expert.
     geometry = ModelConfig(vocab_size=512, d_model=64, n_layers=2, n_heads=2, n_experts=4, top_k=4, context_length=64)
+    llama = dataclasses.replace(geometry, architecture="llama", queries_per_kv=2)
     tokens = torch.randint(512, (2, 65), generator=torch.Generator().manual_seed(0))
     try:
-        for config in (geometry.upcycled(n_experts=0, top_k=4), geometry):
+        for config in (geometry.upcycled(n_experts=0, top_k=4), geometry, llama):
             expected = logits_and_gradients(check_model(config), tokens)
             model = check_model(config).to(device)
             model.compute_dtype = None if dtype == torch.float32 else dtype
@@ -158,7 +160,7 @@ def used_bytes(device: torch.device) -> int | None:
 def seconds_per_step(device: torch.device, dtype: torch.dtype | None, config: TrainingConfig) -> float:
     """Best of three forward and backward passes of one block at the run's width."""
     n_tokens = min(256, config.context_length)
-    geometry = ModelConfig(512, config.d_model, 1, config.n_heads, context_length=n_tokens)
+    geometry = dataclasses.replace(config.dense_geometry(512), n_layers=1, context_length=n_tokens)
     model = build_dense_model(geometry).to(device)
     model.compute_dtype = dtype
     tokens = torch.randint(512, (2, n_tokens + 1), generator=torch.Generator().manual_seed(0)).to(device)
