@@ -28,7 +28,7 @@ from inference.held_out_loss import measure_loss
 from models import summary
 from training.device import pick_device
 from training.evaluate import bits_per_byte
-from transfer.verify_growth_mechanics import dtype_name
+from transfer.rounding import dtype_name
 
 DESCRIPTION = """Measures a trained model on every token of a text: held-out loss in nats a token, perplexity, bits per
 byte of text (which compares across vocabularies) and tokens per second; of a mixture of experts also how evenly each

@@ -50,8 +50,8 @@ from benchmarks.measuring import (
     write_json,
 )
 from benchmarks.moe_peers import hugging_face, make_problem, ours
-from benchmarks.scaling_data import tokenizer_name
 from config import PRESETS, ModelConfig, TrainingConfig, UserError
+from data import TokenizerUnavailable, load_tokenizer
 from phases import HISTORY_NAME
 from report.history import read_history
 
@@ -205,6 +205,15 @@ def card(bench: Bench) -> Iterator[dict]:
             raise RuntimeError(f"the card run ended with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
         rows = read_history(Path(folder, "run", HISTORY_NAME))
     yield {"seconds": seconds} | card_figures(rows)
+
+
+def tokenizer_name() -> str:
+    """gpt2, as on the card, where it can be had."""
+    try:
+        load_tokenizer("gpt2")
+        return "gpt2"
+    except TokenizerUnavailable:
+        return "builtin"
 
 
 def card_figures(rows: list[dict]) -> dict:

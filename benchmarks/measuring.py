@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from command_line import OneLineParser
+from command_line import OneLineParser, run_command
 from config import UserError
 from run.start import git_commit
 from training.allocator import hand_out_large_blocks
@@ -148,12 +148,6 @@ def in_fresh_process(function: Callable, *arguments):
         return pool.submit(function, *arguments).result()
 
 
-def exponent(sizes: list[float], values: list[float]) -> float:
-    """p of the least-squares fit value ~ size ** p, by logarithms."""
-    x, y = ([math.log(number) for number in numbers] for numbers in (sizes, values))
-    return statistics.linear_regression(x, y).slope
-
-
 def machine(device: torch.device) -> dict:
     """What a figure depends on, besides the command that measured it."""
     return {
@@ -261,8 +255,4 @@ def write_json(path: Path | None, figures: dict) -> None:
 def exit_code(run: Callable[[list[str] | None], int | None], arguments: list[str] | None) -> int:
     """Runs a benchmark's command: its own exit code, or 2 and one line for a mistake in what was given."""
     hand_out_large_blocks()
-    try:
-        return run(arguments) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: run(arguments), "a smaller --preset, or fewer of what is measured")

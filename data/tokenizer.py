@@ -15,7 +15,7 @@ from data import network
 from data.tokenizer_file import SUFFIX, TokenizerFile, name_of_file
 
 END_OF_TEXT = "<|endoftext|>"
-BUILTIN_RANKS_PATH = Path(__file__).with_name("builtin_4096.tiktoken")
+BUILTIN_RANKS_PATH = Path(__file__).parent / "builtin" / "builtin_4096.tiktoken"
 # GPT-2's pre-tokenisation: contractions, then words, numbers and signs with their leading space.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 

@@ -1,6 +1,6 @@
 """Trains the built-in tokenizer on the built-in training stories: `python -m data.train_tokenizer`.
 
-Writes data/builtin_4096.tiktoken, the file shipped with the project, byte for byte.
+Writes data/builtin/builtin_4096.tiktoken, the file shipped with the project, byte for byte.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ It is an autograd function of its own because autograd would keep the gathered r
 GELU and the experts' outputs twice, 11 d_model a row, where the outputs, d_model, are enough. They serve
 the gradient of the gates: the softmax that made those asks for gate · dgate = ⟨gate · dy, y⟩.
 
-Shape letters: N tokens, k experts of a token, R rows (N × k, on a CPU a few more), E experts,
+Shape letters: N tokens, k experts of a token, R rows (N × k, or a few more: see `row_multiple`), E experts,
 D d_model, F rows of W_up (hidden units, with SwiGLU twice as many), A hidden units, I in, O out.
 Stacked weights are (E, out, in).
 """
@@ -27,10 +27,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.layers import activated, activated_backward
+from models.products import product_into
 
-# oneDNN compiles a bf16 product for each number of rows that it meets, which takes as long as the
-# product itself and keeps memory. Rows of token 0 with gate 0 round each expert's share up to this.
-CPU_ROW_MULTIPLE = 32
+# What each expert's share of rows is rounded up to, by rows of token 0 with gate 0.
+ROW_MULTIPLE = 32
+# Of CUDA cards, those for which torch has a kernel of grouped_mm.
+GROUPED_MM_CAPABILITIES = (9, 10)
 
 
 class Slots(NamedTuple):
@@ -54,13 +56,25 @@ def assign_slots(expert_Nk: Tensor, n_experts: int, dtype: torch.dtype) -> Slots
     slots_E = ends_E.diff(prepend=ends_E.new_zeros(1))
     token_S = order_S // expert_Nk.shape[1]
     row_S = torch.arange(len(order_S), device=order_S.device)
-    if order_S.device.type == "cpu" and dtype == torch.bfloat16:
-        fill_E = -slots_E % CPU_ROW_MULTIPLE
+    multiple = row_multiple(order_S.device, dtype)
+    if multiple > 1:
+        fill_E = -slots_E % multiple
         row_S = row_S + (fill_E.cumsum(0) - fill_E)[expert_S]
         ends_E = ends_E + fill_E.cumsum(0)
-        token_S = token_S.new_zeros(int(ends_E[-1])).scatter_(0, row_S, token_S)
+        # As many rows as there can be, whatever the shares: nobody waits to learn how many, and the last go unused.
+        n_rows = len(order_S) + n_experts * (multiple - 1)
+        token_S = token_S.new_zeros(n_rows).scatter_(0, row_S, token_S)
     row_Nk = torch.empty_like(order_S).scatter_(0, order_S, row_S).view_as(expert_Nk)
     return Slots(token_S, row_Nk, slots_E, ends_E)
+
+
+def row_multiple(device: torch.device, dtype: torch.dtype) -> int:
+    """More than 1 where something is made, and kept, for each number of rows that a product meets.
+
+    In bf16 on a CPU it is oneDNN's code, which takes as long to make as the product itself takes; on MPS it is a graph
+    and buffers of each size (pytorch #188045).
+    """
+    return ROW_MULTIPLE if device.type == "mps" or (device.type == "cpu" and dtype == torch.bfloat16) else 1
 
 
 class Run(NamedTuple):
@@ -70,9 +84,16 @@ class Run(NamedTuple):
     expert: int | slice
     ends_E: Tensor | None  # int32
 
+    @property
+    def rows_per_expert_E(self) -> Tensor:
+        return self.ends_E.diff(prepend=self.ends_E.new_zeros(1))
+
 
 def runs_of(slots: Slots, is_grouped: bool) -> list[Run]:
-    """Without experts that no row goes to: for a single token all others' weights would be cast for nothing."""
+    """Without experts that no row goes to: for a single token all others' weights would be cast for nothing.
+
+    Experts one after another are what the host waits for a device for, once a layer and step.
+    """
     if is_grouped:
         return [Run(slice(None), slice(None), slots.ends_E.to(torch.int32))]
     ends = slots.ends_E.tolist()
@@ -115,7 +136,8 @@ class Experts(torch.autograd.Function):
         gate_Nk = logits_Nk.softmax(-1)
         y_RD = x_ND.new_empty(len(slots.token_R), x_ND.shape[1])
         kept, ctx.is_gated = [], is_gated
-        ctx.runs = runs_of(slots, grouped_mm_serves(x_ND, w_up))
+        ctx.is_grouped = grouped_mm_serves(x_ND, w_down)
+        ctx.runs = runs_of(slots, ctx.is_grouped)
         for run in ctx.runs:
             hidden_RF = linear(x_ND.index_select(0, slots.token_R[run.rows]), w_up, b_up, run)
             unit_RA = activated(hidden_RF, is_gated)
@@ -137,11 +159,11 @@ class Experts(torch.autograd.Function):
         dw_up, db_up, dw_down, db_down = (
             torch.empty_like(weight) if is_wanted else None for weight, is_wanted in wanted
         )
-        if not grouped_mm_serves(x_ND, w_up):
-            idle = sorted(set(range(len(w_up))) - {run.expert for run in ctx.runs})
-            for gradient in (dw_up, db_up, dw_down, db_down):
-                if gradient is not None:
-                    gradient[idle] = 0
+        if not ctx.is_grouped:
+            for expert in set(range(len(w_up))) - {run.expert for run in ctx.runs}:
+                for gradient in (dw_up, db_up, dw_down, db_down):
+                    if gradient is not None:
+                        gradient[expert].zero_()
         for i, run in enumerate(ctx.runs):
             token_R = slots.token_R[run.rows]
             x_RD = x_ND.index_select(0, token_R)
@@ -190,8 +212,7 @@ def bias_rows(bias_EO: Tensor, like_RI: Tensor, run: Run) -> Tensor:
     bias = bias_EO[run.expert].to(like_RI.dtype)
     if run.ends_E is None:
         return bias
-    rows_E = run.ends_E.diff(prepend=run.ends_E.new_zeros(1))
-    return bias.repeat_interleave(rows_E, 0, output_size=len(like_RI))
+    return bias.repeat_interleave(run.rows_per_expert_E, 0, output_size=len(like_RI))
 
 
 def weight_gradients(dw_EOI: Tensor | None, db_EO: Tensor | None, dy_RO: Tensor, x_RI: Tensor, run: Run) -> None:
@@ -204,11 +225,11 @@ def weight_gradients(dw_EOI: Tensor | None, db_EO: Tensor | None, dy_RO: Tensor,
 
 def weight_gradient(dw_EOI: Tensor, dy_RO: Tensor, x_RI: Tensor, run: Run) -> None:
     if run.ends_E is not None:
-        dw_EOI.copy_(F.grouped_mm(dy_RO.mT, x_RI, offs=run.ends_E))
-    elif dw_EOI.dtype == dy_RO.dtype:
-        torch.mm(dy_RO.mT, x_RI, out=dw_EOI[run.expert])
+        # On cards of capability 10 the kernel leaves anything in the gradients of experts without rows (pytorch #172439).
+        is_idle_E11 = (run.rows_per_expert_E == 0)[:, None, None]
+        dw_EOI.copy_(F.grouped_mm(dy_RO.mT, x_RI, offs=run.ends_E).masked_fill_(is_idle_E11, 0))
     else:
-        dw_EOI[run.expert] = dy_RO.mT @ x_RI
+        product_into(dw_EOI[run.expert], dy_RO.mT, x_RI)
 
 
 def bias_gradient(db_EO: Tensor, dy_RO: Tensor, run: Run) -> None:
@@ -222,10 +243,13 @@ def bias_gradient(db_EO: Tensor, dy_RO: Tensor, run: Run) -> None:
 
 
 def grouped_mm_serves(x_ND: Tensor, weight_EOI: Tensor) -> bool:
-    """Whether `torch.nn.functional.grouped_mm` computes these products and pays.
+    """Whether `torch.nn.functional.grouped_mm` computes these products, and as one kernel.
 
-    On CUDA only bf16 has a kernel, for rows that are a multiple of 16 bytes. On a CPU it is a loop that
-    leaves the cache between the products, and on MPS no release has it yet.
+    There is one for bf16 on CUDA, on cards of some compute capabilities, for rows that are a multiple of 16 bytes.
+    Elsewhere it is a loop as well: on CUDA one that waits for each product's offsets, on a CPU one that leaves the
+    cache between the products; and on MPS no release has it yet.
     """
+    if x_ND.device.type != "cuda" or x_ND.dtype != torch.bfloat16:
+        return False
     aligned = all(size * x_ND.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
-    return x_ND.device.type == "cuda" and x_ND.dtype == torch.bfloat16 and aligned
+    return aligned and torch.cuda.get_device_capability(x_ND.device)[0] in GROUPED_MM_CAPABILITIES

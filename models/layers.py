@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import ModelConfig
+from models.products import linear
 
 
 class Normalises:
@@ -49,7 +50,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.flatten(0, -2).to(x.dtype), bias)
+        return linear(x, self.weight.flatten(0, -2).to(x.dtype), bias)
 
 
 class MLP(nn.Module):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.moe import Routing
+from models.products import product_into
 from models.transformer import Transformer
 
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
@@ -20,7 +21,7 @@ def tokens_per_chunk(device: torch.device) -> int:
 
     Each chunk costs a pass over the output matrix's gradient, and holds its logits twice: at 50 k ids and in bf16
     200 MB for 1,024 tokens. A GPU wants more rows; on MPS a product with 50 k outputs is wrong from
-    9 × 1024 rows on.
+    9 × 1024 rows on (pytorch #122045).
     """
     return 1024 if device.type == "cpu" else 4096
 
@@ -59,7 +60,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             # In place, the probabilities become the gradient of the logits. scatter_ would copy all of them twice.
             probability[position, target] = of_target - 1
             if wants_d_hidden:
-                torch.mm(probability, weight_VD, out=d_hidden_ND[rows])
+                product_into(d_hidden_ND[rows], probability, weight_VD)
             if wants_d_output:
                 d_output = (probability.T @ hidden).to(output_VD.dtype)
                 d_output_VD = d_output if d_output_VD is None else d_output_VD.add_(d_output)

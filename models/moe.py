@@ -14,12 +14,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import ModelConfig
 from models.experts import apply_experts, assign_slots
 from models.layers import MLP
+from models.products import linear
 
 
 class Routing(NamedTuple):
@@ -62,7 +62,7 @@ class Router(nn.Linear):
     def forward(self, x_ND: Tensor) -> Tensor:
         exact = torch.promote_types(self.weight.dtype, torch.float32)
         with torch.autocast(x_ND.device.type, enabled=False):
-            return F.linear(x_ND.to(exact), self.weight.to(exact))
+            return linear(x_ND.to(exact), self.weight.to(exact))
 
 
 class MoE(nn.Module):

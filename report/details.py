@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
-from config import PRESETS, TrainingConfig
+from config import PRESETS, SETTINGS, TrainingConfig
 from report.numbers import NONE, figure, is_number, percent
 from report.overview import geometry
 from report.record import Record
@@ -79,10 +78,9 @@ def settings(record: Record) -> list[tuple[str, list[tuple[str, str, bool]]]]:
     """All settings by group: name, value, and whether it is another than the preset's."""
     preset = PRESETS.get(record.config.get("preset"), TrainingConfig())
     groups: dict[str, list] = {}
-    known = {item.name: item for item in dataclasses.fields(TrainingConfig)}
     for name, value in record.config.items():
-        group = known[name].metadata["group"].split(" (")[0] if name in known else "Of another version"
-        is_own = name in known and name not in ("checkpoint_dir", "preset") and value != getattr(preset, name)
+        group = SETTINGS[name].group.split(" (")[0] if name in SETTINGS else "Of another version"
+        is_own = name in SETTINGS and name not in ("checkpoint_dir", "preset") and value != getattr(preset, name)
         groups.setdefault(group, []).append((name, str(value), is_own))
     return list(groups.items())
 

@@ -120,14 +120,18 @@ def record_trial(run: Run, phase: int, step: int, trial: Trial) -> None:
     run.history.write("trial", phase=phase, step=step, pays=trial.pays, **dataclasses.asdict(trial))
 
 
+def sample_prompt(run: Run) -> list[int]:
+    """Token ids of the fixed prompt, or of as much of its end as the context holds."""
+    return run.data.tokenizer.encode_ordinary(SAMPLE_PROMPT)[-run.config.context_length :]
+
+
 def continuation(run: Run, model: Transformer) -> list[int]:
     """Token ids with which the model greedily continues the fixed prompt, as far as its context has room.
 
     It computes in the weights' precision, so that a model and its grown self tell the same story.
     """
-    prompt_ids = run.data.tokenizer.encode_ordinary(SAMPLE_PROMPT)[-run.config.context_length :]
     with exact_arithmetic(model):
-        return continuations(model, [prompt_ids], run.config.sample_tokens, run.data.end_of_text)[0]
+        return continuations(model, [sample_prompt(run)], run.config.sample_tokens, run.data.end_of_text)[0]
 
 
 def tell_story(run: Run, phase: int, model: Transformer) -> None:

@@ -1,7 +1,6 @@
 """The benchmarks at toy size: they run, write valid JSON, and notice a contender that computes something else."""
 
 import dataclasses
-import itertools
 import json
 import time
 import warnings
@@ -12,15 +11,12 @@ import torch
 pytest.importorskip("transformers")
 
 from benchmarks import (
-    generate,
     gpu,
     measuring,
     memory,
     moe_layer,
     moe_peers,
     reference_growth,
-    scaling,
-    scaling_data,
     step_time,
     trainees,
 )
@@ -189,73 +185,6 @@ def test_memory_compares_the_plan_with_each_phase(how, tmp_path, monkeypatch):
         assert len(row["losses"].split()) == 2
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
-def test_a_fit_recovers_a_known_exponent(power):
-    sizes = [1, 2, 4, 8, 16]
-    assert measuring.exponent(sizes, [3.0 * size**power for size in sizes]) == pytest.approx(power, abs=1e-12)
-
-
-def test_a_quadratic_term_shows_at_the_end_of_a_scale_before_it_shows_in_its_fit():
-    """Negative control: what one-hot routing of tokens × capacity would do to a linear step."""
-    keys = ("seconds", "flops", "bytes", "planned bytes")
-    linear = [{"axis": "tokens", "value": n} | dict.fromkeys(keys, 1e-3 * n) for n in (256, 512, 1024, 2048, 4096)]
-    quadratic = [row | {"seconds": row["seconds"] + 1e-6 * row["value"] ** 2} for row in linear]
-    straight, bent = scaling.fits(linear), scaling.fits(quadratic)
-    assert straight["time at the end"] == pytest.approx(1.0)
-    assert bent["time at the end"] > bent["time"] + 0.1 > straight["time"] + 0.3
-    assert bent["FLOPs at the end"] == pytest.approx(1.0)
-
-
-def test_scaling_changes_one_size_at_a_time_and_measures_the_data(tmp_path, monkeypatch):
-    base = {"width": 32, "depth": 1, "experts": 2, "context": 8, "tokens": 16}
-    monkeypatch.setattr(scaling, "BASE", base)
-    monkeypatch.setattr(scaling, "AXES", {axis: (value, 2 * value) for axis, value in base.items()})
-    monkeypatch.setattr(scaling_data, "CORPUS_BYTES", (20_000, 40_000))
-    monkeypatch.setattr(scaling_data, "LOADED_STEPS", 20)
-    for module in (scaling, scaling_data):
-        monkeypatch.setattr(module, "in_fresh_process", lambda function, *arguments: function(*arguments))
-    # A peak of this process has been reached long before.
-    monkeypatch.setattr(scaling, "peak_bytes", lambda _, peaks=itertools.count(1): next(peaks))
-    corpus = tmp_path / "stories.txt"
-    corpus.write_text("<|endoftext|>".join(f"Once there was a cat with {n} hats." for n in range(500)))
-    figures = figures_of(scaling.main, tmp_path / "f.json", f"--data {corpus}")
-    assert [row["axis"] for row in figures["exponents"]] == list(base)
-    for axis, value in base.items():
-        small, large = (row for row in figures["points"] if row["axis"] == axis)
-        assert (small["value"], large["value"]) == (value, 2 * value)
-        assert large["flops"] >= small["flops"] or axis == "context"
-    data = figures["data"]
-    assert data["tokenising / tiktoken"] == pytest.approx(data["tokenising MB/s"] / data["tiktoken MB/s"])
-    assert len(data["bytes that tokenising adds to the process"]) == 2 and data["loader ms a batch"] > 0
-
-
-def test_sizes_of_an_axis_span_a_factor_of_eight():
-    for axis, values in scaling.AXES.items():
-        assert values[-1] >= 8 * values[0]
-        for value in values:
-            config, batch_size = scaling.geometry(scaling.BASE | {axis: value})
-            assert batch_size * config.context_length == (scaling.BASE | {axis: value})["tokens"]
-
-
-def test_stories_are_never_told_twice():
-    told = [story for story, _ in zip(scaling_data.stories(None), range(30_000))]
-    assert len(set(told)) == len(told)
-
-
-def test_generate_compares_both_ways_to_the_same_token(tmp_path):
-    figures = figures_of(generate.main, tmp_path / "f.json", "--preset tiny --tokens 24 --story")
-    assert [row["model"] for row in figures["rows"]] == ["dense", "MoE", "large MoE"]
-    for row in figures["rows"]:
-        assert row["ratio"] == pytest.approx(row["cached tokens/s"] / row["recomputed tokens/s"])
-        assert row["story, ratio"] == pytest.approx(row["story, cached tokens/s"] / row["story, recomputed tokens/s"])
-
-
-def test_generate_refuses_a_cache_that_finds_another_token(monkeypatch, capsys):
-    monkeypatch.setattr(generate, "recomputed", lambda *_: [-2])
-    assert generate.main(["--preset", "tiny", "--tokens", "24"]) == 2
-    assert "the cache finds another token" in capsys.readouterr().err
-
-
 def allocate(n_bytes: int) -> int:
     before = measuring.peak_bytes(CPU)
     torch.ones(n_bytes, dtype=torch.uint8)
@@ -328,9 +257,6 @@ def test_only_warnings_of_synchronisation_count():
         (step_time.main, "--preset huge", "invalid choice"),
         (memory.main, "--phases 1,5", "there are phases 1, 2 and 3"),
         (memory.main, "--steps 0", "argument --steps"),
-        (generate.main, "--phases 4", "there are phases 1, 2 and 3"),
-        (generate.main, "--tokens 4", "must be more than the prompt's 4"),
-        (scaling.main, "--data no/such/stories.txt", "no/such/stories.txt"),
         (gpu.main, "--device cpu --sections card,nope", "unknown section 'nope'"),
         (moe_layer.main, "--json no/such/folder/f.json", "cannot write no/such/folder/f.json"),
     ],

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from data import builtin_plots
-from data.builtin_stories import builtin_split, builtin_stories
+from data.builtin_stories import builtin_split, builtin_stories, cast, read_builtin
+from data.plots import read_plot
 
 # Of the default stories joined by newlines. Changes with every change of the words or plots;
 # the shipped tokenizer is then to be trained again.
@@ -75,8 +75,11 @@ def test_a_negative_number_is_refused():
         builtin_stories(-1)
 
 
-def test_plots_that_are_told_out_are_reported(monkeypatch):
-    monkeypatch.setattr("data.builtin_stories.PLOTS", (lambda teller: teller.say("One.", "Two."),))
+def test_plots_that_are_told_out_are_reported(monkeypatch, tmp_path):
+    (tmp_path / "short.txt").write_text("One.\nTwo.\n")
+    words, _ = read_builtin()
+    short = read_plot(tmp_path / "short.txt", words, {})
+    monkeypatch.setattr("data.builtin_stories.read_builtin", lambda: (words, {"short": short}))
     with pytest.raises(ValueError, match="only 2 distinct stories"):
         builtin_stories(3)
 
@@ -115,16 +118,18 @@ def test_sentences_begin_with_capitals_and_words_do_not_repeat(stories):
 def test_characters_keep_their_pronouns():
     rng = random.Random(3)
     # The plots without strangers, babies and animals in need.
+    words, tellers = read_builtin()
     plots = ("lost_toy", "sharing_food", "learning_skill", "rainy_day", "promise_kept", "mistake_and_apology")
     plots += ("planting_seed", "big_storm", "surprise_party", "stage_fright", "new_food", "building_together")
     others = {"he": r"\b(?:[Ss]he|[Hh]ers?)\b", "she": r"\b(?:[Hh]e|[Hh]is|[Hh]im)\b"}
     told = 0
     for _ in range(2_000):
-        teller = builtin_plots.Teller(rng)
+        scene = cast(rng.random, words)
+        hero, friend, grownup = (scene.names[who] for who in ("hero", "friend", "grownup"))
         # A cast of boys and men, or of girls and women, has no word for the others.
-        if teller.hero.he == teller.friend.he == teller.grownup.he:
-            getattr(builtin_plots, teller.pick(plots))(teller)
-            assert re.findall(others[teller.hero.he], teller.text()) == [], teller.text()
+        if hero.he == friend.he == grownup.he:
+            tellers[scene.pick(plots)](scene)
+            assert re.findall(others[hero.he], scene.text()) == [], scene.text()
             told += 1
     assert told > 300
 
@@ -133,7 +138,7 @@ def test_variety(stories):
     openings = Counter(story.split(". ")[0] for story in stories)
     once = sum(story.startswith("Once upon a time") for story in stories) / len(stories)
     words = {word for story in stories for word in re.findall(r"[a-z]+", story.lower())}
-    assert len(builtin_plots.PLOTS) >= 12
+    assert len(read_builtin()[1]) >= 12
     assert len(openings) > 15_000
     assert len({story[:8] for story in stories}) > 300
     assert 0.3 < once < 0.45
@@ -142,11 +147,28 @@ def test_variety(stories):
 
 def test_every_plot_tells_many_stories():
     rng = random.Random(0)
-    for plot in builtin_plots.PLOTS:
+    words, plots = read_builtin()
+    for name, tell in plots.items():
         told = set()
         for _ in range(100):
-            teller = builtin_plots.Teller(rng)
-            plot(teller)
+            scene = cast(rng.random, words)
+            tell(scene)
             # Without the opening, which is shared by all plots.
-            told.add(teller.text().split("\n", 1)[1])
-        assert len(told) == 100, plot.__name__
+            told.add(scene.text().split("\n", 1)[1])
+        assert len(told) == 100, name
+
+
+@pytest.mark.parametrize("line", ["{any colurs}", "@ toy = tois", "@ if chanse 0.5", "@ paragraf", "@ end"])
+def test_a_mistake_in_a_plot_names_its_file_and_line(tmp_path, line):
+    words, _ = read_builtin()
+    path = tmp_path / "plot.txt"
+    path.write_text(f"A cow.\n\n{line}\n")
+    with pytest.raises(ValueError, match="plot.txt line 3"):
+        read_plot(path, words, {})
+
+
+def test_a_word_that_was_not_chosen_is_noticed_when_the_plot_is_told(tmp_path):
+    words, _ = read_builtin()
+    (tmp_path / "plot.txt").write_text("The {toi} was gone.\n")
+    with pytest.raises(KeyError, match="toi"):
+        read_plot(tmp_path / "plot.txt", words, {})(cast(random.Random(0).random, words))

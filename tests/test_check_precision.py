@@ -7,9 +7,9 @@ from config import ModelConfig, TrainingConfig, UserError
 from models import Transformer
 from test_growth_checks import lively_dense_model, lively_moe_model
 from transfer.growth_maps import block_origins
+from transfer.rounding import PRECISIONS
 from transfer.simple_growth import scale_bilaterally
 from transfer.verify_growth_mechanics import (
-    PRECISIONS,
     check_functional_identity,
     check_rope_integrity,
     check_router_scaling,

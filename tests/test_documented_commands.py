@@ -16,7 +16,7 @@ import pytest
 import torch._dynamo  # noqa: F401  imported here once, and not by every child anew
 
 import train_tinystories  # noqa: F401  the same
-from benchmarks import growth_study
+from benchmarks.growth_study.__main__ import main as study
 from data.builtin_stories import builtin_split
 from data.tokenizer import END_OF_TEXT
 from run import loop
@@ -54,12 +54,9 @@ RUN_ELSEWHERE = {
     "benchmarks.growth_study": "tests/test_growth_study.py",
     "benchmarks.growth_study_report": "tests/test_growth_study_report.py",
     "benchmarks.reference_growth": "by hand, at reference size alone",
-    "benchmarks.generate": "tests/test_benchmarks.py",
     "benchmarks.memory": "tests/test_benchmarks.py",
     "benchmarks.moe_layer": "tests/test_benchmarks.py",
     "benchmarks.step_time": "tests/test_benchmarks.py",
-    "benchmarks.run_time": "tests/test_benchmarks.py",
-    "benchmarks.scaling": "tests/test_benchmarks.py",
     "benchmarks.gpu": "tests/test_benchmarks.py",
 }
 
@@ -169,7 +166,7 @@ def test_a_command_that_does_not_work_is_found(workplace, tmp_path):
 def test_documented_studies_fail_for_nothing_but_the_missing_stories(command, tmp_path, monkeypatch, capsys):
     """Flags and arms are looked at first; the runs themselves are too long for a test."""
     monkeypatch.chdir(tmp_path)
-    assert growth_study.main([*program_of(command)[1], "--out", "none.json"]) == 2
+    assert study([*program_of(command)[1], "--out", "none.json"]) == 2
     assert "data is 'train.txt'" in capsys.readouterr().err
 
 

@@ -13,12 +13,11 @@ import pytest
 import torch
 
 import generate
-from benchmarks.generate import recomputed
 from config import ModelConfig, UserError
 from data.tokenizer import END_OF_TEXT, load_tokenizer
 from inference import checkpoint
 from inference.stories import StoryPrinter, first_difference, printable, side_by_side
-from models import experts, save_model
+from models import Transformer, experts, save_model
 from models.generation import continuations, room_for_tokens, stream_tokens
 from models.kv_cache import KVCache
 from models.moe import MoE
@@ -36,6 +35,19 @@ NEVER = -1
 EXPERTS = {"dense": 0, "moe": 8}
 PROMPTS = [[1, 2, 3], [7], [5, 6, 7, 8, 9, 10, 11], [3, 2, 1]]
 DRAWN = Sampling(temperature=0.05)  # where logits are as small as those of a random model
+
+
+@torch.no_grad()
+def recomputed(model: Transformer, prompt: list[int], n_tokens: int, end_of_text: int) -> list[int]:
+    """What `continuations` finds for one prompt, without a cache: the definition."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + n_tokens:
+        hidden_BTD, _ = model.hidden(torch.tensor([ids], device=model.device))
+        token = model.unembed(hidden_BTD[0, -1]).argmax().item()
+        if token == end_of_text:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
 
 
 def talkative_model(config: ModelConfig = SMALL, n_experts: int = 0):

@@ -11,8 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks import growth_study_report as report
-from benchmarks.study_picture import draw_panel, growth_costs
-from benchmarks.study_results import ABLATION, OURS, SCRATCH, SMALL_MOE, Study
+from benchmarks.growth_study import comparison, tables
+from benchmarks.growth_study.picture import draw_panel, growth_costs
+from benchmarks.growth_study.results import ABLATION, OURS, RESULTS, SCRATCH, SMALL_MOE, Study, read_study
 
 # Loss by arm, seed and TFLOP.
 LOSSES = {
@@ -59,7 +60,7 @@ def write(path: Path, rows: list) -> Path:
 
 @pytest.fixture
 def study(tmp_path) -> Study:
-    return report.read_study(write(tmp_path / "results.json", all_rows()))
+    return read_study(write(tmp_path / "results.json", all_rows()))
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def run(results: Path, markdown: Path) -> int:
 
 
 def test_losses_are_means_with_half_the_range_best_first_and_equal_means_share_the_bold(study):
-    assert report.loss_table(study).splitlines() == [
+    assert tables.loss_table(study).splitlines() == [
         "| arm | seeds | 1 TFLOP | 4 TFLOP |",
         "| --- | --- | --- | --- |",
         "| rival | 1 | – | **1.400** |",
@@ -98,7 +99,7 @@ def test_cost_to_reach_a_loss_is_interpolated_and_never_extrapolated(study):
     2**0.6 / 2 = 76 %; seed 0: 2.5 to 2.0, 4**0.5 / 4 = 50 % and 71 %; seed 1: 2.9 to 2.2, 4**0.7 / 4 = 66 % and 81 %.
     Of the small MoE only seed 1 comes down to its 2.2: (2.8 - 2.2) / 0.7 of the way, 4**(6/7) / 4 = 82 %.
     """
-    table = report.reach_table(study)
+    table = tables.reach_table(study)
     assert table.splitlines()[0] == (
         "| arm | loss 3.100: FLOPs | loss 3.100: seconds | loss 2.100: FLOPs | loss 2.100: seconds |"
     )
@@ -113,12 +114,12 @@ def test_cost_to_reach_a_loss_is_interpolated_and_never_extrapolated(study):
 def test_the_scratch_run_reaches_its_own_loss_at_its_own_cost(study):
     for budget in study.budgets(SCRATCH):
         for cost in ("flops", "seconds"):
-            assert report.reach_scratch(study, SCRATCH, budget, cost) == [report.Reach(0, 1.0)] * 3
+            assert comparison.reach_scratch(study, SCRATCH, budget, cost) == [comparison.Reach(0, 1.0)] * 3
 
 
 def test_a_seed_that_lacks_a_budget_is_left_out_of_the_cost(tmp_path):
     rows = [row for row in all_rows() if (row["arm"], row["seed"], row["budget"]) != (OURS, 1, 4e12)]
-    table = report.reach_table(report.read_study(write(tmp_path / "results.json", rows)))
+    table = tables.reach_table(read_study(write(tmp_path / "results.json", rows)))
     assert line(table, OURS) == "| ours | < 100 % | < 200 % | 50 % | 71 % |"
 
 
@@ -130,16 +131,16 @@ def test_seconds_of_another_machine_do_not_count(tmp_path):
         {**row, "machine": "a slow one", "seconds": 9e9} if (row["arm"], row["budget"]) == (OURS, 1e12) else row
         for row in all_rows()
     ]
-    study = report.read_study(write(tmp_path / "results.json", rows))
-    assert line(report.reach_table(study), OURS) == "| ours | < 100 % | < 400 % | 57 % (50 to 66) | < 100 % |"
-    assert report.tables(study).endswith("Machine: a machine. Without seconds, beside it: a slow one.")
+    study = read_study(write(tmp_path / "results.json", rows))
+    assert line(tables.reach_table(study), OURS) == "| ours | < 100 % | < 400 % | 57 % (50 to 66) | < 100 % |"
+    assert tables.tables(study).endswith("Machine: a machine. Without seconds, beside it: a slow one.")
     elsewhere = [{**row, "machine": "a slow one"} if row["arm"] == OURS else row for row in all_rows()]
-    study = report.read_study(write(tmp_path / "results.json", elsewhere))
-    assert line(report.reach_table(study), OURS) == "| ours | < 100 % | – | 57 % (50 to 66) | – |"
+    study = read_study(write(tmp_path / "results.json", elsewhere))
+    assert line(tables.reach_table(study), OURS) == "| ours | < 100 % | – | 57 % (50 to 66) | – |"
 
 
 def test_ours_is_compared_to_the_arm_it_beats_by_least_on_the_same_seeds(study):
-    table = report.margin_table(study)
+    table = tables.margin_table(study)
     lines = [line.split(" | ", 2)[1:] for line in table.splitlines()[2:] if line.startswith(("| 1 T", "| 4 T"))]
     assert ["scratch or small continued", "small MoE continued | +0.000 ± 0.100 | 0: -0.100, 1: +0.100 |"] in lines
     assert ["scratch or small continued", "target from scratch | -0.400 ± 0.100 | 0: -0.500, 1: -0.300 |"] in lines
@@ -147,7 +148,7 @@ def test_ours_is_compared_to_the_arm_it_beats_by_least_on_the_same_seeds(study):
 
 
 def test_ablations_and_learning_rates_are_compared_where_both_have_seed_and_budget(study):
-    text = report.tables(study)
+    text = tables.tables(study)
     assert "| ablation | seeds | 4 TFLOP | 8 TFLOP |" in text
     assert line(text, "no noise") == "| no noise | 1 | 2.000 (+0.100) | 1.800 |"
     # Minus 0.1 on one seed, plus 0.1 on the other.
@@ -158,14 +159,14 @@ def test_ablations_and_learning_rates_are_compared_where_both_have_seed_and_budg
     assert text.index("| 0.02 |") < text.index("| 0.1 |")
 
 
-@pytest.mark.parametrize("path", sorted(report.RESULTS.parent.glob("growth_study*.json")), ids=lambda path: path.stem)
-def test_all_rows_that_are_kept_can_be_read(path):
-    assert len(report.read_study(path).at(SCRATCH, report.read_study(path).budgets(SCRATCH)[-1])) == 3
+def test_all_rows_that_are_kept_can_be_read():
+    kept = read_study(RESULTS)
+    assert len(kept.at(SCRATCH, kept.budgets(SCRATCH)[-1])) == 3
 
 
 def test_tables_without_rows_are_left_out(tmp_path):
     few = [row for row in all_rows() if row["arm"] in (SCRATCH, SMALL_MOE)]
-    text = report.tables(report.read_study(write(tmp_path / "results.json", few)))
+    text = tables.tables(read_study(write(tmp_path / "results.json", few)))
     assert [part for part in text.splitlines() if part.startswith("#")] == [
         "### Held-out loss",
         "### Cost of the scratch run's loss",
@@ -179,7 +180,7 @@ def test_it_prints_the_tables_puts_them_between_the_markers_and_draws(tmp_path, 
     command = [sys.executable, "-m", "benchmarks.growth_study_report", *flags]
     result = subprocess.run(command, cwd=Path(report.__file__).parent.parent, capture_output=True, encoding="utf-8")
     assert (result.returncode, result.stderr) == (0, "")
-    text = report.tables(report.read_study(results))
+    text = tables.tables(read_study(results))
     assert result.stdout == text + "\n"
     assert markdown.read_bytes() == (
         b"# Study\r\n\r\nBetween `<!-- tables: begin -->` and its end.\r\n<!-- tables: begin -->\r\n"
@@ -200,7 +201,7 @@ def test_growths_are_marked_where_the_longest_runs_grow(tmp_path):
         {**row, "seed": 2, "flops": row["flops"] / 2} for row in all_rows() if row["arm"] == OURS and row["seed"] == 0
     ]
     rows = all_rows() + [row for row in earlier if row["budget"] != 4e12]
-    assert growth_costs(report.read_study(write(tmp_path / "results.json", rows)), "flops") == [0.5e12, 1.5e12]
+    assert growth_costs(read_study(write(tmp_path / "results.json", rows)), "flops") == [0.5e12, 1.5e12]
 
 
 def test_the_picture_shows_the_arms_and_neither_sweeps_nor_ablations(study):

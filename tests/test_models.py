@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import ModelConfig, TrainingConfig, UserError
 from durable_files import write_tensors
@@ -16,6 +17,7 @@ from models import (
     exact_arithmetic,
     load_model,
     next_token_loss,
+    products,
     save_model,
 )
 from models import loss as loss_module
@@ -84,6 +86,43 @@ def test_loss_and_its_gradients_equal_plain_cross_entropy_also_in_chunks(dtype, 
         assert loss.dtype == dtype
         torch.testing.assert_close(loss, plain)
         torch.testing.assert_close(torch.autograd.grad(loss, list(model.parameters())), expected)
+
+
+def test_sums_that_are_too_long_for_a_device_are_made_of_shorter_ones(monkeypatch):
+    """A whole model's loss and gradients, where no sum over tokens or over the vocabulary may be so long."""
+    monkeypatch.setattr(loss_module, "tokens_per_chunk", lambda device: 31)  # as chunks of 4,096 are, by themselves
+    model = lively_moe_model(SMALL).double()
+    batch = tokens(SMALL, batch=3)
+    terms = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+                terms.append(args[-2].shape[1])
+            return func(*args, **kwargs or {})
+
+    def loss_and_gradients():
+        terms.clear()
+        with Watch():
+            loss, _ = next_token_loss(model, batch)
+            return loss, torch.autograd.grad(loss, list(model.parameters()))
+
+    of_features, n_tokens = {32, 3 * 32, 4 * 32}, 3 * 16
+    loss, gradients = loss_and_gradients()
+    assert {n_tokens, SMALL.vocab_size} <= set(terms)
+    for limit in (47, 33):
+        monkeypatch.setattr(products, "longest_sum", lambda device, limit=limit: limit)
+        in_slices = loss_and_gradients()
+        assert max(set(terms) - of_features) <= limit
+        torch.testing.assert_close(in_slices, (loss, gradients))
+
+
+def test_only_on_mps_are_sums_cut_and_none_has_32767_terms_there():
+    assert products.longest_sum(torch.device("mps")) < 32_767
+    assert min(products.longest_sum(torch.device(kind)) for kind in ("cpu", "cuda")) > 2**31
+    a, b = torch.ones(2, 7), torch.arange(7.0)[:, None]
+    assert products.long_product(a, b).tolist() == [[21.0], [21.0]]
+    assert products.long_product(a[:, :0], b[:0]).tolist() == [[0.0], [0.0]]
 
 
 def test_evaluation_computes_no_gradients(monkeypatch):

@@ -1,5 +1,7 @@
 """The mixture-of-experts layer against a plain computation, token by token."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -60,7 +62,8 @@ def test_output_and_gradients_equal_the_definition(dtype, keeps_hidden):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("keeps_hidden", [True, False])
 def test_all_experts_in_one_call_or_one_after_another(dtype, keeps_hidden, monkeypatch):
-    """One call is what CUDA runs: here its code path runs on the CPU."""
+    """One call is what CUDA runs: here its code path runs on the CPU. Rows that only fill are a CPU's alone."""
+    monkeypatch.setattr(experts, "ROW_MULTIPLE", 1)
     results = []
     for serves in (True, False):
         monkeypatch.setattr(experts, "grouped_mm_serves", lambda *_, serves=serves: serves)
@@ -72,12 +75,19 @@ def test_all_experts_in_one_call_or_one_after_another(dtype, keeps_hidden, monke
         assert difference <= (1e-5 if dtype == torch.float32 else 0.02)
 
 
-def test_one_call_serves_bf16_on_cuda_alone():
+def test_one_call_serves_bf16_on_cuda_alone_and_only_where_it_has_a_kernel(monkeypatch):
     class OnCuda:
         device, dtype = torch.device("cuda"), torch.bfloat16
         element_size = staticmethod(lambda: 2)
 
     weight = torch.zeros(4, 16, 16)
+    serving = set()
+    for capability in ((7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        if experts.grouped_mm_serves(OnCuda(), weight):
+            serving.add(capability)
+    assert serving == {(9, 0), (10, 0), (10, 3)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert experts.grouped_mm_serves(OnCuda(), weight)
     assert not experts.grouped_mm_serves(OnCuda(), torch.zeros(4, 16, 6))  # rows of 12 bytes
     OnCuda.dtype = torch.float32
@@ -113,31 +123,59 @@ def test_gradients_that_nobody_wants_are_not_made(monkeypatch):
 def test_rows_that_fill_up_change_nothing(monkeypatch):
     results = []
     for multiple in (1, 7, 32):
-        monkeypatch.setattr(experts, "CPU_ROW_MULTIPLE", multiple)
+        monkeypatch.setattr(experts, "ROW_MULTIPLE", multiple)
         moe, x = layer(torch.bfloat16), inputs(torch.bfloat16).requires_grad_()
         results.append(output_and_gradients(moe, x))
         slots = experts.assign_slots(torch.tensor([[0, 2], [2, 1], [0, 1]]), 4, torch.bfloat16)
         assert slots.slots_per_expert_E.tolist() == [2, 2, 2, 0]
-        assert not (slots.ends_E % multiple).any()
+        assert not (slots.ends_E % multiple).any() and slots.ends_E[-1] <= len(slots.token_R) == 6 + 4 * (multiple - 1)
         assert slots.token_R[slots.row_Nk].tolist() == [[0, 0], [1, 1], [2, 2]]
     exact = experts.assign_slots(torch.tensor([[0, 2], [2, 1], [0, 1]]), 4, torch.float32)
-    assert len(exact.token_R) == 6, "only bf16 on a CPU has a reason to"
+    assert len(exact.token_R) == 6
+    for kind, dtypes in {"cpu": [torch.bfloat16], "mps": [torch.bfloat16, torch.float32], "cuda": []}.items():
+        for dtype in (torch.bfloat16, torch.float32):
+            multiple = experts.row_multiple(torch.device(kind), dtype)
+            assert multiple == (experts.ROW_MULTIPLE if dtype in dtypes else 1), (kind, dtype)
     for values in zip(*results):
         for other in values[1:]:
             assert (values[0] - other).float().norm() <= 0.01 * values[0].float().norm()
 
 
-def test_an_expert_without_tokens_gets_no_gradient_and_breaks_nothing():
+def filled_with_anything_where_empty(mat_a, mat_b, *, offs):
+    """`grouped_mm` as on cards of compute capability 10: groups without rows get no zeros (pytorch #172439)."""
+    result = grouped_mm(mat_a, mat_b, offs=offs)
+    if mat_b.dim() == 2:
+        result[offs.diff(prepend=offs.new_zeros(1)) == 0] = math.nan
+    return result
+
+
+grouped_mm = F.grouped_mm
+
+
+@pytest.mark.parametrize("computed", ["one after another", "in one call", "in one call, capability 10"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_expert_without_tokens_gets_no_gradient_and_breaks_nothing(computed, dtype, monkeypatch):
+    if computed != "one after another":
+        monkeypatch.setattr(experts, "ROW_MULTIPLE", 1)
+        monkeypatch.setattr(experts, "grouped_mm_serves", lambda *_: True)
+    if "10" in computed:
+        monkeypatch.setattr(F, "grouped_mm", filled_with_anything_where_empty)
+    # What a gradient's memory held before must not show.
+    anything = {True: math.nan, False: 0}
+    monkeypatch.setattr(torch, "empty_like", lambda t: torch.full_like(t, anything[t.is_floating_point()]))
     moe = layer()
     with torch.no_grad():
         moe.router.weight[3] = 0
         moe.router.weight[:3] += 10
     x = inputs().abs()
-    y, routing = moe(x)
-    y.square().sum().backward()
+    y, routing = moe(x.to(dtype))
+    y.float().square().sum().backward()
     assert routing.slots_per_expert_E[3] == 0 and routing.slots_per_expert_E.sum() == 3 * 11 * 2
-    assert not moe.up.weight.grad[3].any() and moe.up.weight.grad[:3].abs().sum((1, 2)).min() > 0
-    torch.testing.assert_close(y, token_by_token(moe, x), atol=1e-4, rtol=1e-4)
+    for parameter in (moe.up.weight, moe.up.bias, moe.down.weight, moe.down.bias):
+        assert not parameter.grad[3].any() and parameter.grad[:3].flatten(1).abs().sum(1).min() > 0
+        assert parameter.grad.isfinite().all()
+    if dtype == torch.float32:
+        torch.testing.assert_close(y, token_by_token(moe, x), atol=1e-4, rtol=1e-4)
 
 
 def test_losses_have_the_value_of_a_hand_calculation_and_reach_the_router():

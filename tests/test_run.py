@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import train_tinystories
-from config import TrainingConfig
+from config import SETTINGS, TrainingConfig
 from models import load_model
 from phases import MODEL_NAMES
 from report.history import read_history
@@ -290,15 +290,25 @@ def test_out_of_memory_names_the_ways_out(tmp_path, token_cache, capsys, monkeyp
     assert "--scale-factor 1.5 --extra-layers 2" in capsys.readouterr().err
 
 
-def test_plan_and_help_train_nothing(tmp_path, capsys):
+def test_plan_trains_nothing(tmp_path, capsys):
     assert train_tinystories.main(["--plan", "--preset", "reference", "--checkpoint-dir", str(tmp_path / "none")]) == 0
     assert "2155.79 M" in capsys.readouterr().out and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("flag", ["--help", "--help-all"])
+def test_help_names_every_setting(flag, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as stop:
-        train_tinystories.main(["--help"])
+        train_tinystories.main([flag])
     text = capsys.readouterr().out
     assert stop.value.code == 0
     for item in dataclasses.fields(TrainingConfig):
-        assert "--" + item.name.replace("_", "-") in text
+        assert "--" + item.name.replace("_", "-") in text.split()
+        if flag == "--help-all":
+            assert "".join(SETTINGS[item.name].help.split()) in "".join(text.split())
+    if flag == "--help":
+        lines = text.splitlines()
+        assert len(lines) <= 40 and max(map(len, lines)) <= 120, "fits on a screen"
 
 
 def test_a_line_says_which_preset_was_chosen_and_why(capsys):

@@ -157,6 +157,26 @@ def test_precision_is_chosen_by_timing_with_a_margin(monkeypatch):
         assert device_module.choose_precision(CPU, config, lambda line: None) == chosen
 
 
+@pytest.mark.parametrize("kind, asked", [("cuda", [True]), ("mps", [False]), ("cpu", [False])])
+def test_only_pinned_memory_to_cuda_is_copied_without_waiting(kind, asked):
+    class Tokens:
+        is_pinned = False
+        calls = []
+
+        def pin_memory(self):
+            pinned = Tokens()
+            pinned.is_pinned = True
+            return pinned
+
+        def to(self, device, non_blocking=False):
+            assert device.type == kind and self.is_pinned == non_blocking
+            self.calls.append(non_blocking)
+            return self
+
+    device_module.to_device(Tokens(), torch.device(kind))
+    assert Tokens.calls == asked
+
+
 def test_an_old_torch_on_a_mac_is_refused():
     device_module.require_fixed_mps("2.13.0")
     with pytest.raises(UserError, match="torch 2.13 or newer is required"):

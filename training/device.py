@@ -40,10 +40,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def to_device(tokens: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The batch on its device; a GPU goes on with the step before meanwhile, as nobody waits for the copy."""
+    """The batch on its device; CUDA goes on with the step before meanwhile, as nobody waits for the copy.
+
+    Nowhere else: on MPS a copy that nobody waits for may read memory that has been freed, and tokens out of range
+    raise nothing there (pytorch #189690, #144824).
+    """
     if device.type == "cuda":
-        tokens = tokens.pin_memory()
-    return tokens.to(device, non_blocking=True)
+        return tokens.pin_memory().to(device, non_blocking=True)
+    return tokens.to(device)
 
 
 def require_fixed_mps(torch_version: str) -> None:

@@ -1,6 +1,6 @@
 """Muon for the matrices inside the blocks; AdamW for embedding and output matrix, biases, norms and routers.
 
-Measured in docs/GROWTH_STUDY.md, section "The recipe".
+Measured in docs/RECIPE.md.
 """
 
 from __future__ import annotations

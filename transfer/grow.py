@@ -20,8 +20,9 @@ from command_line import OneLineParser, require_writable, run_command
 from config import TrainingConfig
 from models import load_model, save_model, summary
 from models.files import bring_tokenizer
+from transfer.rounding import PRECISIONS, dtype_name, precision_of
 from transfer.simple_growth import scale_bilaterally
-from transfer.verify_growth_mechanics import PRECISIONS, detailed_growth_check, dtype_name, precision_of
+from transfer.verify_growth_mechanics import detailed_growth_check
 
 DESCRIPTION = """Grows a model, dense or mixture of experts, in width and depth. The grown model computes what the
 old one computed, and has room to learn more; the old file is only read."""

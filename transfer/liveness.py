@@ -29,6 +29,7 @@ from torch import Tensor
 
 from config import ModelConfig
 from models import Routing, Transformer
+from models.products import long_product
 from models.shards import is_shared, own, own_range, shared_as, whole
 from transfer.growth_maps import AxisMap, GrowthMaps
 
@@ -350,7 +351,7 @@ def expert_cosines(model: Transformer) -> list[CloneCosine]:
         for kind, stack in zip(cosines, (block.mlp.up, block.mlp.down)):
             weight_EX = whole(stack.weight).flatten(1)
             weight_EX = weight_EX.to(torch.promote_types(weight_EX.dtype, torch.float32))
-            gram_EE = weight_EX @ weight_EX.T
+            gram_EE = long_product(weight_EX, weight_EX.T)
             length_E = gram_EE.diagonal().sqrt()
             first, second = torch.triu_indices(len(gram_EE), len(gram_EE), 1, device=gram_EE.device)
             cosines[kind][index] = (gram_EE / length_E / length_E[:, None])[first, second].cpu()

@@ -18,12 +18,14 @@ class Trace:
     """Activations of one forward pass, one list entry per block.
 
     Shapes: `attention_inputs`, `router_inputs` and `residuals` (batch, time, d_model);
-    `embedded` likewise; `logits` (batch, time, vocab). Router inputs of a dense model: none.
+    `embedded` likewise; `router_logits` (batch · time, n_experts); `logits` (batch, time, vocab).
+    Of a dense model's routers: none.
     """
 
     embedded: Tensor | None = None
     attention_inputs: list[Tensor] = field(default_factory=list)
     router_inputs: list[Tensor] = field(default_factory=list)
+    router_logits: list[Tensor] = field(default_factory=list)
     residuals: list[Tensor] = field(default_factory=list)
     logits: Tensor | None = None
 
@@ -50,6 +52,7 @@ def trace(model: Transformer, tokens_BT: Tensor) -> Trace:
         handles.append(block.register_forward_hook(keep(result.residuals, lambda output: output[0])))
         if model.config.is_moe:
             handles.append(block.mlp_norm.register_forward_hook(keep(result.router_inputs)))
+            handles.append(block.mlp.router.register_forward_hook(keep(result.router_logits)))
     try:
         with exact_arithmetic(model):
             result.logits = model(tokens_BT[:, :-1])

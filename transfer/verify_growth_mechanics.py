@@ -5,29 +5,29 @@
 
 All of them test the models in use: real activations on probe tokens, real gradients of the
 language-model loss. The first two feed a new layer with the old layer's own inputs, widened, so
-that each names the part that is broken and not whatever comes after it. Numbers are relative: a
-drift is the largest difference over the root mean square of what it is compared with. How much of
-it rounding explains depends on the dtype of the weights (`PRECISIONS`).
+that each names the part that is broken and not whatever comes after it. Drifts are relative, and how
+much of them rounding explains depends on the dtype of the weights (rounding.py). Experts that rounding
+may have exchanged are left out of the verdict, and counted (near_ties.py).
 
 docs/GROWTH_VERIFICATION.md says what each check means and what to do when it fails.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from config import TrainingConfig, UserError
+from config import UserError
 from models import Transformer, exact_arithmetic, next_token_loss
 from models.attention import apply_rope, for_all_heads, rope_tables
 from models.shards import unsharded
 from transfer.clone_gradients import compare_clone_gradients
 from transfer.growth_maps import GrowthMaps
+from transfer.near_ties import RouterChoices, following
 from transfer.probe import probe_tokens, trace
+from transfer.rounding import drift, dtype_name, median_drift, precision_of
 
 ROPE_HINT = """In scale_bilaterally(), ensure:
       n_heads = old_model.blocks[0].attention.n_heads * scale_factor"""
@@ -37,33 +37,9 @@ SYMMETRY_HINT = """Increase noise in config.py, or by --noise-std:
       noise_std = 1.0  # relative to each weight's standard deviation; it cancels, so it may be large"""
 FUNCTION_HINT = "Read docs/GROWTH_VERIFICATION.md section 4 for detailed debugging"
 
-
 # Of the held-out loss at a boundary, in nats. The quick reference card asks for 0.05 and 0.001; exact growth leaves
 # rounding alone.
 LARGEST_JUMP = 1e-5
-
-
-class Precision(NamedTuple):
-    """What rounding alone leaves of an exact growth, in one dtype of the weights.
-
-    Gradients of living clones differ by about as much as they are large, those of locked clones by
-    rounding alone. Where a unit saw a single token, its two clones come that close by chance, hence
-    a share; noise that a growth left out locks the pairs of a whole kind.
-    """
-
-    tolerance: float  # largest drift
-    locked_below: float  # relative difference of two gradients that count as equal
-    locked_share: float  # of the pairs of one kind in one block
-
-
-# Measured in bf16, exact growth against the faults of the tests: RoPE scores drift by up to 0.025
-# against 3.9 and more, router logits by 0.015 against 2.9, residuals of the median token by 0.07
-# against 0.26; locked pairs are up to 13 % against 99 %. The loss does not tell them apart there.
-PRECISIONS = {
-    torch.float64: Precision(1e-9, 1e-4, 0.01),
-    torch.float32: Precision(TrainingConfig.check_tolerance, 1e-4, 0.01),
-    torch.bfloat16: Precision(0.1, 0.03, 0.5),
-}
 
 
 @dataclass
@@ -108,19 +84,18 @@ def check_rope_integrity(
         reason = f"RoPE broken: head_dim changed from {old.head_dim} to {new.head_dim}"
         return _verdict("rope", False, figures, reason, ROPE_HINT)
     maps, tokens = GrowthMaps.between(old, new), _tokens(old_model, tokens)
-    drift = 0.0
+    score_drift = 0.0
     with torch.no_grad(), exact_arithmetic(new_model):
         for index, x_BTD in _old_inputs(maps, trace(old_model, tokens).attention_inputs):
             # In bf16 the scores' own rounding would hide that of the weights.
             x_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
             expected = _scores(old_model, maps.block_origins[index], x_BTD, shift=0)
             actual = _scores(new_model, index, maps.residual.normalised(x_BTD), shift=7)
-            drift = max(drift, _drift(actual, maps.heads.written(expected, dim=1)))
-    figures |= {"score_drift": drift, "tolerance": tolerance}
-    print(f"  largest drift of attention scores: {drift:.1e} ({text})")
-    return _verdict(
-        "rope", drift <= tolerance, figures, f"RoPE broken: attention scores drift by {drift:.1e}", ROPE_HINT
-    )
+            score_drift = max(score_drift, drift(actual, maps.heads.written(expected, dim=1)))
+    figures |= {"score_drift": score_drift, "tolerance": tolerance}
+    print(f"  largest drift of attention scores: {score_drift:.1e} ({text})")
+    reason = f"RoPE broken: attention scores drift by {score_drift:.1e}"
+    return _verdict("rope", score_drift <= tolerance, figures, reason, ROPE_HINT)
 
 
 def check_router_scaling(
@@ -136,29 +111,34 @@ def check_router_scaling(
         return _verdict("router", True, {})
     tolerance, text = _tolerance(new_model, tolerance)
     maps, tokens = GrowthMaps.between(old_model.config, new_model.config), _tokens(old_model, tokens)
-    drift, kept, shares = 0.0, [], []
+    choices = RouterChoices(old_model.config.top_k, tolerance)
+    logit_drift, shares = 0.0, []
     with torch.no_grad():
         for index, x_BTD in _old_inputs(maps, trace(old_model, tokens).router_inputs):
             with unsharded(old_model.blocks[maps.block_origins[index]]) as block:
-                old_logits = block.mlp.router(x_BTD)
+                old_NE = block.mlp.router(x_BTD.flatten(0, 1))
             with unsharded(new_model.blocks[index]) as block:
-                new_logits = block.mlp.router(maps.residual.normalised(x_BTD))
-            drift = max(drift, _drift(new_logits, old_logits))
-            chosen = [logits.topk(old_model.config.top_k).indices.sort().values for logits in (old_logits, new_logits)]
-            kept.append((chosen[0] == chosen[1]).all(-1).float().mean().item())
-            shares.append(torch.bincount(chosen[1].flatten(), minlength=old_model.config.n_experts) / chosen[1].numel())
+                new_NE = block.mlp.router(maps.residual.normalised(x_BTD).flatten(0, 1))
+            logit_drift = max(logit_drift, drift(new_NE, old_NE))
+            choices.compare(index, old_NE, new_NE)
+            chosen_Nk = new_NE.topk(old_model.config.top_k).indices
+            shares.append(torch.bincount(chosen_Nk.flatten(), minlength=old_model.config.n_experts) / chosen_Nk.numel())
     share = torch.stack(shares)
     figures = {
-        "logit_drift": drift,
-        "tokens_keeping_experts": min(kept),
+        "logit_drift": logit_drift,
+        "tokens_keeping_experts": choices.smallest_share_kept,
         "smallest_expert_share": share.min().item(),
         "largest_expert_share": share.max().item(),
         "tolerance": tolerance,
+        **choices.figures,
     }
-    print(f"  largest drift of router logits: {drift:.1e} ({text})")
-    print(f"  tokens that keep their experts: {min(kept):.2%} in the worst layer")
+    print(f"  largest drift of router logits: {logit_drift:.1e} ({text})")
+    print(f"  tokens that keep their experts: {choices.smallest_share_kept:.2%} in the worst layer")
+    print(f"  {choices}")
     print(f"  expert shares on these tokens, for information: {share.min():.1%} to {share.max():.1%}")
-    return _verdict("router", drift <= tolerance, figures, f"Router logits drifted by {drift:.1e}", ROUTER_HINT)
+    reasons = [] if logit_drift <= tolerance else [f"Router logits drifted by {logit_drift:.1e}"]
+    reasons += choices.faults(precision_of(new_model).turned_share)
+    return _verdict("router", not reasons, figures, "; ".join(reasons), ROUTER_HINT)
 
 
 def check_symmetry_breaking(
@@ -206,19 +186,24 @@ def check_functional_identity(
 ) -> CheckResult:
     """CHECK 4: after every block, and in logits and loss, the new model computes what the old one did.
 
-    Names the first layer that drifts. It serves dense → MoE as well as bilateral growth. In bf16
-    near-ties send some tokens to other experts, and their drift is no fault: there the median token
-    decides. Arguments as in `check_rope_integrity`.
+    Names the first layer that drifts. It serves dense → MoE as well as bilateral growth. Where rounding
+    turns a near-tie of a router, the new model is led along the experts that the old one took. In bf16
+    the median token's drift decides: rounding moves some tokens by as much as the tolerance there.
+    Arguments as in `check_rope_integrity`.
     """
     _heading(4, "Functional identity")
     tolerance, text = _tolerance(new_model, tolerance)
-    drift_of = _drift
+    drift_of = drift
     if new_model.embedding.weight.dtype == torch.bfloat16:
-        print("  in bf16: the drift of the median token, as near-ties send some to other experts")
-        drift_of = _median_drift
+        print("  in bf16: the drift of the median token")
+        drift_of = median_drift
     config, tokens = new_model.config, _tokens(old_model, tokens)
     maps = GrowthMaps.between(old_model.config.upcycled(config.n_experts, config.top_k), config)
-    old, new = trace(old_model, tokens), trace(new_model, tokens)
+    old = trace(old_model, tokens)
+    with following(new_model, old.router_logits, maps.block_origins, tolerance) as choices:
+        new = trace(new_model, tokens)
+        with torch.no_grad(), exact_arithmetic(old_model, new_model):
+            old_loss, new_loss = (next_token_loss(model, tokens)[0].item() for model in (old_model, new_model))
     drifts = [("embedding", drift_of(new.embedded, maps.residual.written(old.embedded)))]
     expected = old.embedded
     for index, (origin, residual) in enumerate(zip(maps.block_origins, new.residuals)):
@@ -226,23 +211,24 @@ def check_functional_identity(
         expected = expected if origin is None else old.residuals[origin]
         name = f"block {index} " + ("(identity)" if origin is None else f"(old block {origin})")
         drifts.append((name, drift_of(residual, maps.residual.written(expected))))
-    logit_difference = (new.logits - old.logits).abs().max().item()
-    drifts.append(("logits", drift_of(new.logits, old.logits)))
-    for name, drift in drifts:
-        print(f"  {name:<24} drift {drift:.1e}")
-    with torch.no_grad(), exact_arithmetic(old_model, new_model):
-        loss_difference = abs((next_token_loss(new_model, tokens)[0] - next_token_loss(old_model, tokens)[0]).item())
-    drifts.append(("loss", loss_difference))
+    logit_difference, loss_difference = (new.logits - old.logits).abs().max().item(), abs(new_loss - old_loss)
+    drifts += [("logits", drift_of(new.logits, old.logits)), ("loss", loss_difference)]
+    for name, value in drifts[:-1]:
+        print(f"  {name:<24} drift {value:.1e}")
     print(f"  max|Δlogit| {logit_difference:.1e}, |Δloss| {loss_difference:.1e} ({text})")
-    first = next(((name, drift) for name, drift in drifts if not drift <= tolerance), None)
     figures = {
-        "largest_drift": max(drift for _, drift in drifts),
+        "largest_drift": max(value for _, value in drifts),
         "logit_difference": logit_difference,
         "loss_difference": loss_difference,
         "tolerance": tolerance,
     }
-    reason = f"Layer-wise drift exceeds tolerance: first in {first[0]}, by {first[1]:.1e}" if first else ""
-    return _verdict("functional", first is None, figures, reason, FUNCTION_HINT)
+    if choices.n:
+        print(f"  {choices}")
+        figures |= choices.figures
+    first = next(((name, value) for name, value in drifts if not value <= tolerance), None)
+    reasons = [f"Layer-wise drift exceeds tolerance: first in {first[0]}, by {first[1]:.1e}"] if first else []
+    reasons += choices.faults(precision_of(new_model).turned_share)
+    return _verdict("functional", not reasons, figures, "; ".join(reasons), FUNCTION_HINT)
 
 
 def detailed_growth_check(
@@ -275,19 +261,6 @@ def detailed_growth_check(
         print(f"  ✗ {sum(not r for r in results)} OF {len(results)} CHECKS FAILED")
     print("#" * 70)
     return {result.name: result for result in results}
-
-
-def precision_of(model: Transformer) -> Precision:
-    """Raises UserError for weights in a dtype that the checks have no figures for."""
-    dtype = model.embedding.weight.dtype
-    if dtype not in PRECISIONS:
-        known = ", ".join(dtype_name(dtype) for dtype in PRECISIONS)
-        raise UserError(f"the weights are {dtype_name(dtype)}, but the growth checks know {known} only")
-    return PRECISIONS[dtype]
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _tolerance(model: Transformer, given: float | None) -> tuple[float, str]:
@@ -331,23 +304,3 @@ def _scores(model: Transformer, block: int, x_BTD: Tensor, shift: int) -> Tensor
     rope = rope_tables(model.config, T + shift, x_BTD.device, x_BTD.dtype)
     cos_TR, sin_TR = (table[shift:] for table in rope)
     return apply_rope(q_BHTK, cos_TR, sin_TR) @ apply_rope(k_BHTK, cos_TR, sin_TR).transpose(-1, -2)
-
-
-def _drift(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference over the root mean square of what was expected."""
-    if actual.shape != expected.shape:
-        return math.inf
-    return _relative((actual - expected).abs().max(), expected)
-
-
-def _median_drift(actual: Tensor, expected: Tensor) -> float:
-    """The same for the median token, of (batch, time, …)."""
-    if actual.shape != expected.shape:
-        return math.inf
-    return _relative((actual - expected).abs().amax(-1).median(), expected)
-
-
-def _relative(difference: Tensor, expected: Tensor) -> float:
-    drift = (difference / expected.square().mean().sqrt()).item()
-    # max() over layers would pass over a drift that is no number.
-    return math.inf if math.isnan(drift) else drift

@@ -15,6 +15,7 @@ from statistics import fmean
 
 from config import UserError
 
+RESULTS = Path(__file__).parents[1] / "results" / "growth_study.json"
 SCRATCH, OURS = "target from scratch", "ours"
 SMALL_DENSE, SMALL_MOE, MIDDLE = "small dense continued", "small MoE continued", "middle size from scratch"
 SWEEP, ABLATION = ", lr ", "ablation: "

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from statistics import fmean
 
-from benchmarks.study_results import SCRATCH, Row, Study
+from benchmarks.growth_study.results import SCRATCH, Row, Study
 
 
 @dataclass(frozen=True, order=True)

@@ -43,24 +43,6 @@ def drop_upcycled(old: Transformer, new: ModelConfig, strength: float, seed: int
     return model
 
 
-@torch.no_grad()
-def paired_upcycled(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Transformer:
-    """Copies that differ: experts 2i and 2i + 1 by plus and minus the same noise, `strength` of each matrix's deviation.
-
-    It cancels for a token that takes both of a pair with equal gates, and for no other.
-    """
-    model = upcycled(old, new, 0.0, seed)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 3:
-            noise = torch.empty_like(parameter[::2]).normal_(
-                generator=parameter_generator(seed, f"paired {name}", parameter.device)
-            )
-            noise *= strength * parameter.std()
-            parameter[::2] += noise
-            parameter[1::2] -= noise
-    return model
-
-
 def ours(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Transformer:
     """Bilateral growth with cancelling noise. Without noise and extra layers: HyperCloning (Samragh et al. 2024)."""
     factor = new.d_model / old.config.d_model
@@ -117,4 +99,4 @@ def with_blocks_of(old: Transformer, new: ModelConfig, source: Callable[[int], i
     return model
 
 
-OPERATORS = {f.__name__: f for f in (upcycled, drop_upcycled, paired_upcycled, ours, naive, predecessor, stacked)}
+OPERATORS = {f.__name__: f for f in (upcycled, drop_upcycled, ours, naive, predecessor, stacked)}

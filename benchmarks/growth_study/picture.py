@@ -7,8 +7,8 @@ from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.study_comparison import reach_scratch
-from benchmarks.study_results import MIDDLE, OURS, SCRATCH, SMALL_DENSE, SMALL_MOE, Study, nats
+from benchmarks.growth_study.comparison import reach_scratch
+from benchmarks.growth_study.results import MIDDLE, OURS, SCRATCH, SMALL_DENSE, SMALL_MOE, Study, nats
 from config import UserError
 
 # Colour, marker and name of the arms that carry the question; the others are drawn thin and muted.

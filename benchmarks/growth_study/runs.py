@@ -1,17 +1,7 @@
-"""Does growth pay? Every way to spend the same training compute on the same target, on real stories.
+"""A run of the study: one arm trained for one budget, which adds its rows to the results file.
 
-    python -m benchmarks.growth_study --data ../shared/tinystories/train.txt \\
-        --valid-data ../shared/tinystories/valid.txt
-    python -m benchmarks.growth_study_report
-
-An arm is a start and a list of growths, and each budget is a run of its own. As in the last phases of the driver
-the learning rate falls over the last 60 % of the stage before the last growth, and of the last stage, to zero there.
-Growth arms that share a beginning share its run, and each is charged for it. Rows of arm, seed, budget, flops,
-seconds, held-out loss and machine are added to benchmarks/results/growth_study.json as runs are finished: the study goes
-on with those that are missing.
-
-FLOPs are counted, not measured: 6 per active parameter and token, attention, and Muon's
-orthogonalisation. Seconds are those of one CPU thread.
+As in the last phases of the driver the learning rate falls over the last 60 % of the stage before the last growth, and of
+the last stage, to zero there. Arms that share a beginning share its run, and each is charged for it.
 """
 
 from __future__ import annotations
@@ -21,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +18,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.growth_study.arms import Arm, Growth
+from benchmarks.growth_study.operators import OPERATORS
 from benchmarks.measuring import cpu_model
-from benchmarks.study_operators import OPERATORS
-from command_line import OneLineParser
-from config import ModelConfig, TrainingConfig, UserError
-from data import load_data
+from config import ModelConfig, TrainingConfig
 from models import Transformer, build_dense_model, build_moe_model
 from training.evaluate import heldout_loss
 from training.flops import step_flops
@@ -42,42 +30,10 @@ from training.schedule import DECAY_SHARE
 from training.step import train_step
 from transfer.optimizer_growth import grow_optimizer_state
 
-RESULTS = Path(__file__).parent / "results" / "growth_study.json"
-BATCH, CONTEXT = 8, 128
+BATCH = 8
 WARMUP_STEPS = 20
 EVALUATE_EVERY = 0.6e12  # FLOPs
 CURVE_BATCHES, END_BATCHES = 6, 32
-
-VOCABULARY = 4_097
-SMALL = ModelConfig(VOCABULARY, 32, 2, 2, context_length=CONTEXT)
-SMALL_MOE = SMALL.upcycled(8, 2)
-MIDDLE_DENSE = SMALL.grown(2, 2)
-MIDDLE = MIDDLE_DENSE.upcycled(8, 2)
-TARGET = MIDDLE.grown(2, 2)
-
-
-@dataclass(frozen=True)
-class Growth:
-    """One growth, and the learning rates around it, as shares of the arm's.
-
-    at: the share of the budget after which it happens.
-    falls_to: where the stage before it ends. peak: where the stage after it rises to.
-    """
-
-    at: float
-    to: ModelConfig
-    operator: str
-    optimizer: str = "grown"
-    noise: float = 1.0
-    falls_to: float = 1.0
-    peak: float = 1.0
-
-
-@dataclass(frozen=True)
-class Arm:
-    start: ModelConfig
-    growths: tuple[Growth, ...] = ()
-    lr: float = 0.04
 
 
 @dataclass(frozen=True)
@@ -235,108 +191,3 @@ def begin(arm: Arm, seed: int, budget: float, config: TrainingConfig, cache: Pat
             return Trainee.new(model, saved["state"], **saved["cost"]), saved["curve"], reached + 1
     build = build_moe_model if arm.start.is_moe else build_dense_model
     return Trainee.new(build(arm.start, seed)), [], 0
-
-
-# Shares of the budget, and of the learning rate: before its last growth a model is trained to its end, as in the driver.
-TO_MOE_AT, TO_TARGET_AT = 0.02, 0.83
-LOW = 0.1
-UPCYCLE_MIDDLE = Growth(TO_MOE_AT, MIDDLE, "upcycled")
-UPCYCLE_SMALL = Growth(0.013, SMALL_MOE, "upcycled")
-SMALL_TO_MIDDLE = Growth(0.027, MIDDLE, "ours")
-
-
-def to_target(operator: str, at: float = TO_TARGET_AT, peak: float = LOW, **how) -> Growth:
-    """The last growth of every arm that ends as the target."""
-    return Growth(at, TARGET, operator, falls_to=LOW, peak=peak, **how)
-
-
-def grown_once(operator: str, **how) -> Arm:
-    """As the driver does: dense, MoE, and both axes at once, here from the middle size."""
-    return Arm(MIDDLE_DENSE, (UPCYCLE_MIDDLE, to_target(operator, **how)))
-
-
-def in_depth(operator: str, **how) -> Arm:
-    """As wide as the target from the first step, half as deep until the last growth."""
-    start = SMALL.grown(4, 1)
-    upcycle = Growth(0.08, start.upcycled(8, 2), "upcycled")
-    return Arm(start, (upcycle, to_target(operator, **how)))
-
-
-def upcycled_with(operator: str, noise: float) -> Arm:
-    """The target's dense model, and one growth."""
-    return Arm(SMALL.grown(4, 4), (to_target(operator, noise=noise),))
-
-
-ARMS = {
-    "target from scratch": Arm(TARGET),
-    "small dense continued": Arm(SMALL),
-    "small MoE continued": Arm(SMALL, (UPCYCLE_SMALL,)),
-    "middle size from scratch": Arm(MIDDLE),
-    "ours": grown_once("ours"),
-    "dense upcycled only": upcycled_with("upcycled", 0.0),
-    "Drop-Upcycling": upcycled_with("drop_upcycled", 0.5),
-    "upcycled with differences": upcycled_with("paired_upcycled", 0.5),
-    "naive growth": grown_once("naive", optimizer="fresh"),
-    "predecessor's operator": grown_once("predecessor", optimizer="fresh", noise=1e-5),
-    "G_stack": in_depth("stacked", optimizer="fresh"),
-    "HyperCloning": grown_once("ours", optimizer="fresh", noise=0.0),
-    "SPARKLING-style": grown_once("ours", optimizer="asymmetric", noise=0.0),
-    "late depth only": in_depth("ours"),
-    "ablation: to the target at 2/3": grown_once("ours", at=0.67),
-    "ablation: the rate rises after growth": grown_once("ours", peak=0.5),
-    "ablation: fresh optimizer": grown_once("ours", optimizer="fresh"),
-    "ablation: asymmetric optimizer": grown_once("ours", optimizer="asymmetric"),
-    "ablation: no noise": grown_once("ours", noise=0.0),
-    "ablation: noise 0.2": grown_once("ours", noise=0.2),
-    "ablation: in two steps": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE, to_target("ours"))),
-    "ablation: in two steps, the last one never": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE)),
-    "ablation: the last growth never": Arm(MIDDLE_DENSE, (UPCYCLE_MIDDLE,)),
-}
-
-
-def run_study(given: list[str] | None) -> None:
-    """Raises UserError for flags or stories that cannot be used."""
-    parser = OneLineParser(prog="python -m benchmarks.growth_study", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="training stories (.txt, .jsonl, .parquet)")
-    parser.add_argument("--valid-data", required=True, help="held-out stories")
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), help="which arms; all of them if not given")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--budgets", nargs="*", type=float, default=[6, 12, 24], help="training TFLOP")
-    parser.add_argument("--lr", type=float, help="try another learning rate; its rows carry it in the arm's name")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--cache", type=Path, default=Path("data/cache/growth_study"))
-    parser.add_argument("--worker", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every Nth run, from I")
-    arguments = parser.parse_args(given)
-    unknown = [name for name in arguments.arms if name not in ARMS]
-    if unknown:
-        parser.error(f"unknown arm {unknown[0]!r}; choose among: {', '.join(ARMS)}")
-    torch.set_num_threads(1)
-    results = Results(arguments.out)
-    budgets = [tflop * 1e12 for tflop in arguments.budgets]
-    runs = [(name, seed, budget) for seed in arguments.seeds for budget in budgets for name in arguments.arms]
-    for name, seed, budget in runs[arguments.worker[0] :: arguments.worker[1]]:
-        arm = ARMS[name]
-        if arguments.lr:
-            arm, name = dataclasses.replace(arm, lr=arguments.lr), f"{name}, lr {arguments.lr:g}"
-        done = {(row["arm"], row["seed"], row["budget"]) for row in results.rows()}
-        if (name, seed, budget) in done:
-            continue
-        config = TrainingConfig(
-            data=arguments.data, valid_data=arguments.valid_data, tokenizer="builtin", seed=seed,
-            batch_size=BATCH, context_length=CONTEXT, eval_batches=END_BATCHES,
-        )  # fmt: skip
-        data = load_data(config, say=lambda _: None)
-        run_arm(name, arm, seed, budget, data, data.heldout_batches(), arguments.cache, results)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    try:
-        run_study(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

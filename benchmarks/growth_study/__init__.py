@@ -1,0 +1,1 @@
+"""Does growth pay? Arms, their runs, and what is made of the rows that they leave."""

@@ -1,0 +1,93 @@
+"""The arms of the study: where each begins, and when and how it grows.
+
+An arm is a start and a list of growths. Shares are of the budget, and of the arm's learning rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from config import ModelConfig
+
+CONTEXT = 128
+VOCABULARY = 4_097
+SMALL = ModelConfig(VOCABULARY, 32, 2, 2, context_length=CONTEXT)
+SMALL_MOE = SMALL.upcycled(8, 2)
+MIDDLE_DENSE = SMALL.grown(2, 2)
+MIDDLE = MIDDLE_DENSE.upcycled(8, 2)
+TARGET = MIDDLE.grown(2, 2)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """One growth, and the learning rates around it, as shares of the arm's.
+
+    at: the share of the budget after which it happens.
+    falls_to: where the stage before it ends. peak: where the stage after it rises to.
+    """
+
+    at: float
+    to: ModelConfig
+    operator: str
+    optimizer: str = "grown"
+    noise: float = 1.0
+    falls_to: float = 1.0
+    peak: float = 1.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    start: ModelConfig
+    growths: tuple[Growth, ...] = ()
+    lr: float = 0.04
+
+
+# Shares of the budget, and of the learning rate: before its last growth a model is trained to its end, as in the driver.
+TO_MOE_AT, TO_TARGET_AT = 0.02, 0.83
+LOW = 0.1
+UPCYCLE_MIDDLE = Growth(TO_MOE_AT, MIDDLE, "upcycled")
+UPCYCLE_SMALL = Growth(0.013, SMALL_MOE, "upcycled")
+SMALL_TO_MIDDLE = Growth(0.027, MIDDLE, "ours")
+
+
+def to_target(operator: str, **how) -> Growth:
+    """The last growth of every arm that ends as the target."""
+    return Growth(TO_TARGET_AT, TARGET, operator, falls_to=LOW, peak=LOW, **how)
+
+
+def grown_once(operator: str, **how) -> Arm:
+    """As the driver does: dense, MoE, and both axes at once, here from the middle size."""
+    return Arm(MIDDLE_DENSE, (UPCYCLE_MIDDLE, to_target(operator, **how)))
+
+
+def in_depth(operator: str, **how) -> Arm:
+    """As wide as the target from the first step, half as deep until the last growth."""
+    start = SMALL.grown(4, 1)
+    upcycle = Growth(0.08, start.upcycled(8, 2), "upcycled")
+    return Arm(start, (upcycle, to_target(operator, **how)))
+
+
+def upcycled_with(operator: str, noise: float) -> Arm:
+    """The target's dense model, and one growth."""
+    return Arm(SMALL.grown(4, 4), (to_target(operator, noise=noise),))
+
+
+ARMS = {
+    "target from scratch": Arm(TARGET),
+    "small dense continued": Arm(SMALL),
+    "small MoE continued": Arm(SMALL, (UPCYCLE_SMALL,)),
+    "middle size from scratch": Arm(MIDDLE),
+    "ours": grown_once("ours"),
+    "dense upcycled only": upcycled_with("upcycled", 0.0),
+    "Drop-Upcycling": upcycled_with("drop_upcycled", 0.5),
+    "naive growth": grown_once("naive", optimizer="fresh"),
+    "predecessor's operator": grown_once("predecessor", optimizer="fresh", noise=1e-5),
+    "G_stack": in_depth("stacked", optimizer="fresh"),
+    "HyperCloning": grown_once("ours", optimizer="fresh", noise=0.0),
+    "SPARKLING-style": grown_once("ours", optimizer="asymmetric", noise=0.0),
+    "late depth only": in_depth("ours"),
+    "ablation: no noise": grown_once("ours", noise=0.0),
+    "ablation: noise 0.2": grown_once("ours", noise=0.2),
+    "ablation: in two steps": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE, to_target("ours"))),
+    "ablation: in two steps, the last one never": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE)),
+}
