@@ -10,11 +10,16 @@ from config import UserError
 # What says where a file comes from, how a model was begun, or how its texts are drawn. Dropout is left out.
 HARMLESS = frozenset(
     "_name_or_path architectures attention_dropout bos_token_id chunk_size_feed_forward classifier_dropout "
-    "do_sample dtype hidden_dropout id2label initializer_range is_decoder is_encoder_decoder label2id max_length "
+    "do_sample dtype hidden_dropout id2label initializer_range is_decoder label2id max_length "
     "max_new_tokens min_length model_type num_beams output_attentions output_hidden_states output_router_logits "
     "pad_token_id pretraining_tp problem_type repetition_penalty return_dict router_aux_loss_coef router_jitter_noise "
     "temperature tokenizer_class top_k top_p torch_dtype transformers_version unk_token_id use_cache".split()
 )
+# What says no more than that, as long as it says this.
+HARMLESS_VALUES = {
+    "add_cross_attention": False, "is_encoder_decoder": False, "is_llama_config": True, "rope_interleaved": False,
+    "use_sliding_window": False,
+}  # fmt: skip
 
 
 class Fields:
@@ -27,7 +32,7 @@ class Fields:
     def __init__(self, theirs: dict, defaults: dict):
         self.given, self.values, self.problems = theirs, {**defaults, **theirs}, []
         for name in sorted(theirs.keys() - defaults.keys() - HARMLESS):
-            if theirs[name] is not None:
+            if theirs[name] is not None and theirs[name] is not HARMLESS_VALUES.get(name):
                 self.problems.append(
                     f"{name} is {theirs[name]!r}, a field that we do not know and that may change what the model computes"
                 )
