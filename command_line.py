@@ -82,11 +82,15 @@ def require_writable(out: Path, checkpoint: Path) -> None:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Reports a mistake in one line, with the flag that was probably meant.
+    """Reports a mistake in one line, with the flag that was probably meant; its texts are printed as they are laid out.
 
     Raises:
         UserError: from `parse_args`, in place of printing the usage and ending the program.
     """
+
+    def __init__(self, **given):
+        usual = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(**usual | given)
 
     def error(self, message: str):
         if message.startswith("unrecognized arguments: "):

@@ -143,3 +143,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def beside(path: Path, name: str) -> Path:
+    """The file `name` beside `path` or, where `path` is a link, beside a file that it leads to; else where it would be."""
+    step = path
+    for _ in range(40):  # as many links as Linux follows
+        found = step.with_name(name)
+        if found.exists():
+            return found
+        if not step.is_symlink():
+            break
+        step = step.parent / os.readlink(step)
+    return path.with_name(name)

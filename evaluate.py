@@ -51,8 +51,6 @@ def build_parser() -> argparse.ArgumentParser:
         usage="python evaluate.py [--checkpoint FILE] --data TEXT [--SETTING VALUE ...]",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the latest phase's in checkpoints/")
     parser.add_argument(

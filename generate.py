@@ -47,8 +47,6 @@ def build_parser() -> argparse.ArgumentParser:
         usage='python generate.py [--checkpoint FILE | --compare A B] [--prompt "TEXT" ...] [--SETTING VALUE ...]',
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the latest phase's in checkpoints/")

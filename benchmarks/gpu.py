@@ -33,7 +33,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import moe_layer, trainees
+from benchmarks import moe_layer
 from benchmarks.measuring import (
     VOCAB_SIZE,
     cell,
@@ -50,6 +50,7 @@ from benchmarks.measuring import (
     write_json,
 )
 from benchmarks.moe_peers import hugging_face, make_problem, ours
+from benchmarks.trainees import Trainee, network_flops
 from config import PRESETS, ModelConfig, TrainingConfig, UserError
 from data import TokenizerUnavailable, load_tokenizer
 from phases import HISTORY_NAME
@@ -120,11 +121,10 @@ def phase_figures(geometry: ModelConfig, batch_size: int, is_lean: bool, bench: 
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     tokens_BT = torch.randint(geometry.vocab_size, (batch_size, geometry.context_length + 1)).to(device)
-    model = trainees.our_model(geometry, device)
-    trainee = trainees.ours(model, tokens_BT, bench.sizes.settings, torch.bfloat16, is_lean)
+    trainee = Trainee(geometry, tokens_BT, bench.sizes.settings, torch.bfloat16, is_lean)
     first = seconds_of(trainee, 1, device)
     timing = time_interleaved({"step": trainee}, device)["step"]
-    rate = trainees.network_flops(geometry, batch_size) / timing.seconds
+    rate = network_flops(geometry, batch_size) / timing.seconds
     places = synchronisations(trainee, device)
     return {
         "first s": first,

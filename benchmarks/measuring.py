@@ -202,7 +202,7 @@ def cell(value) -> str:
 
 def command_parser(name: str, description: str) -> OneLineParser:
     """The parser of `python -m benchmarks.NAME`, with the flag that all of them have."""
-    parser = OneLineParser(prog=f"python -m benchmarks.{name}", description=description, allow_abbrev=False)
+    parser = OneLineParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write all figures there, too")
     return parser
 

@@ -34,7 +34,7 @@ from phases import PHASE_ROWS
 from training.device import pick_device
 from training.plan import GB, Machine, PhaseMemory, make_plan
 from training.step import prepare_training, train_step
-from transfer.liveness import GradientCoverage
+from transfer.gradient_coverage import GradientCoverage
 
 
 def train_phase(config: TrainingConfig, phase: int, steps: int) -> dict:

@@ -1,15 +1,11 @@
-"""A whole training step at reference geometry: share of this machine's own matrix rate, and against GPT-NeoX.
+"""A whole training step at reference geometry: seconds, parts, and the share of this machine's own matrix rate.
 
     python -m benchmarks.step_time --json step_time.json
     python -m benchmarks.step_time --phases 3 --memory lean
 
-A step is forward, loss, backward, clipping and optimizer, on batches of 8 × 256 random tokens. The peer is
-`transformers`' GPT-NeoX with the same geometry (sequential residual, rotary over whole heads, tied embedding),
-the same weights, first loss and gradients, fp32 weights under autocast, sdpa attention. It is timed with our optimizers
-(Muon and AdamW) and with torch's fused AdamW alone, and so is ours: ratios compare equal optimizers.
-
-Shares of the limit count the network's FLOPs alone, forward and backward (6 per active parameter and token, and
-causal attention); "with Muon" counts its matrix products, too, as training/flops.py does.
+A step is forward, loss, backward, clipping and optimizer, on batches of 8 × 256 random tokens. Shares of the limit count
+the network's FLOPs alone, forward and backward (6 per active parameter and token, and causal attention); "with
+Muon" counts its matrix products, too, as training/flops.py does.
 """
 
 from __future__ import annotations
@@ -19,7 +15,6 @@ import sys
 
 import torch
 
-from benchmarks import trainees
 from benchmarks.measuring import (
     DTYPES,
     LIMIT,
@@ -38,42 +33,24 @@ from benchmarks.measuring import (
     time_interleaved,
     write_json,
 )
-from benchmarks.trainees import Trainee, network_flops
+from benchmarks.trainees import Trainee, network_flops, parts_of_step
 from config import PRESETS, TrainingConfig
-from training.device import check_model
 from training.flops import step_flops
 
 DEVICE = torch.device("cpu")
-DENSE, DENSE_ADAMW, MOE, LARGE_MOE = "dense", "dense, AdamW", "MoE", "large MoE"
-NEOX, NEOX_ADAMW = "GPT-NeoX", "GPT-NeoX, AdamW"
+DENSE, MOE, LARGE_MOE = "dense", "MoE", "large MoE"
 
 
 def contenders(
     settings: TrainingConfig, vocab_size: int, phases: list[int], dtype: torch.dtype, is_lean: bool
 ) -> dict[str, Trainee]:
-    """The steps to be timed. The two of one model share its weights; lean memory is for the MoE alone.
-
-    Raises:
-        UserError: `transformers` is not installed, and phase 1 is among the phases.
-        AssertionError: the peer computes something else.
-    """
+    """The steps to be timed. Lean memory is for the MoE alone."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(vocab_size, (settings.batch_size, settings.context_length + 1), generator=generator)
-    geometries = settings.phase_geometries(vocab_size)
     chosen = {}
-    if 1 in phases:
-        # In a new model other attention would go unnoticed; this one's weights are larger.
-        model = check_model(geometries[0])
-        peer = trainees.neox(model)
-        trainees.require_same_gradients(model, peer, tokens, dtype)
-        chosen[DENSE] = trainees.ours(model, tokens, settings, dtype)
-        chosen[DENSE_ADAMW] = trainees.ours(model, tokens, settings, dtype, plain_adamw=True)
-        chosen[NEOX] = trainees.gpt_neox(peer, model, tokens, settings, dtype)
-        chosen[NEOX_ADAMW] = trainees.gpt_neox(peer, model, tokens, settings, dtype, plain_adamw=True)
-    for phase, name in ((2, MOE), (3, LARGE_MOE)):
+    for phase, (name, geometry) in enumerate(zip((DENSE, MOE, LARGE_MOE), settings.phase_geometries(vocab_size)), 1):
         if phase in phases:
-            model = trainees.our_model(geometries[phase - 1])
-            chosen[name] = trainees.ours(model, tokens, settings, dtype, is_lean)
+            chosen[name] = Trainee(geometry, tokens, settings, dtype, is_lean and phase > 1)
     return chosen
 
 
@@ -85,34 +62,28 @@ def measure(chosen: dict[str, Trainee], batch_size: int, limit: Limit) -> tuple[
     steps, parts = [], []
     for name, trainee in chosen.items():
         seconds = timings[name].seconds
-        rate = network_flops(trainee.config, batch_size) / seconds
+        rate = network_flops(trainee.model.config, batch_size) / seconds
         steps.append(
             {
                 "step": name,
                 "first s": first[name],
                 "seconds": seconds,
                 "spread": timings[name].spread,
-                "tokens/s": batch_size * trainee.config.context_length / seconds,
+                "tokens/s": batch_size * trainee.model.config.context_length / seconds,
                 "GFLOP/s": rate / 1e9,
                 "of limit": rate / limit_rate,
+                "with Muon": step_flops(trainee.model.config, batch_size) / seconds / limit_rate,
             }
         )
-        if not name.endswith("AdamW"):
-            steps[-1]["with Muon"] = step_flops(trainee.config, batch_size) / seconds / limit_rate
-        else:
-            steps[-1]["with Muon"] = rate / limit_rate
-        samples = [trainees.parts_of_step(trainee, DEVICE) for _ in range(ROUNDS)]
+        samples = [parts_of_step(trainee, DEVICE) for _ in range(ROUNDS)]
         parts.append({"step": name} | {part: statistics.median(s[part] for s in samples) for part in samples[0]})
     return steps, parts, timings[LIMIT]
 
 
 def ratios(steps: list[dict]) -> dict[str, float]:
-    """Tokens per second against the peer with the same optimizer, and FLOP rates of MoE steps against the dense one."""
+    """FLOP rates of MoE steps against the dense one."""
     row = {row["step"]: row for row in steps}
     found = {}
-    for ours, theirs, optimizer in ((DENSE, NEOX, "Muon and AdamW"), (DENSE_ADAMW, NEOX_ADAMW, "AdamW")):
-        if ours in row:
-            found[f"tokens/s over GPT-NeoX, both with {optimizer}"] = row[ours]["tokens/s"] / row[theirs]["tokens/s"]
     for moe in (MOE, LARGE_MOE):
         if moe in row and DENSE in row:
             for label, key in (("network", "of limit"), ("with Muon", "with Muon")):

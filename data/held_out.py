@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +11,8 @@ from tqdm import tqdm
 
 from config import UserError
 from data.hub import HubUnavailable, TinyStoriesHub
-from data.sources import StorySource, builtin_source, file_source
+from data.sources import StorySource, builtin_source, file_source, is_there
 from data.token_cache import TOKEN_DTYPE, cleaned_and_encoded
-from data.tokenizer import END_OF_TEXT
 
 
 class HeldOut(NamedTuple):
@@ -35,7 +33,6 @@ def read_held_out(data: str, encoding: tiktoken.Encoding, max_tokens: int | None
         UserError: the text cannot be had, holds no stories, or is no UTF-8.
     """
     source, stories = _source_of(data)
-    end_of_text = encoding.encode_single_token(END_OF_TEXT)
     blocks, n_tokens, n_stories, is_whole = [], 0, 0, True
     try:
         with tqdm(desc="tokenising", unit=" stories", disable=None, leave=False) as progress:
@@ -45,7 +42,7 @@ def read_held_out(data: str, encoding: tiktoken.Encoding, max_tokens: int | None
                     break
                 progress.update()
                 if story:
-                    blocks.append(np.array([*ids, end_of_text], dtype=TOKEN_DTYPE))
+                    blocks.append(np.array([*ids, encoding.eot_token], dtype=TOKEN_DTYPE))
                     n_tokens += len(blocks[-1])
                     n_stories += 1
     except HubUnavailable as error:
@@ -65,7 +62,7 @@ def _source_of(data: str) -> tuple[StorySource, Callable[[], Iterator[str]]]:
     if data == "tinystories":
         source = TinyStoriesHub().source()
         return source, source.valid
-    if not data or not Path(data).expanduser().exists():
+    if not is_there(data):
         raise UserError(f"--data is {data!r}, which is neither builtin nor tinystories nor an existing file")
     source = file_source(data, "")
     return source, source.train

@@ -27,9 +27,9 @@ import tiktoken
 from tqdm import tqdm
 
 from config import UserError
-from data.cleaning import CLEANING_VERSION, clean_story
+from data.cleaning import CLEANING_VERSION, END_OF_TEXT, clean_stories
 from data.sources import StorySource
-from data.tokenizer import END_OF_TEXT
+from data.tokenizer_file import TokenizerFile
 from durable_files import sync, sync_folder
 
 TOKEN_DTYPE = np.dtype("<u2")
@@ -247,7 +247,7 @@ def _tokenise(
     # Validation first: then only its hashes have to be kept while training is read.
     passes = [("train", source.train)] if held_out else [("valid", source.valid), ("train", source.train)]
     valid_hashes, overlap_hashes = set(), set()
-    end_of_text = encoding.encode_single_token(END_OF_TEXT)
+    end_of_text = encoding.eot_token
     with (
         _SplitWriter(building / "train.bin", end_of_text) as train,
         _SplitWriter(building / "valid.bin", end_of_text) as valid,
@@ -280,18 +280,27 @@ def _tokenise(
     return counts, len(overlap_hashes)
 
 
-def cleaned_and_encoded(stories: Iterable[str], encoding: tiktoken.Encoding) -> Iterator[tuple[str, bool, list[int]]]:
-    """(cleaned story, whether it was repaired, its ids), encoded in threads chunk by chunk."""
+def cleaned_and_encoded(
+    texts: Iterable[str], encoding: tiktoken.Encoding | TokenizerFile
+) -> Iterator[tuple[str, bool, list[int]]]:
+    """(cleaned story, whether it was repaired, its ids) of every story, encoded in threads chunk by chunk.
+
+    Raises:
+        UserError: the tokenizer does not keep a story.
+    """
     chunk: list[tuple[str, bool]] = []
     n_characters = 0
 
     def encoded():
         ids_of_stories = encoding.encode_ordinary_batch([story for story, _ in chunk])
+        if isinstance(encoding, TokenizerFile):
+            for (story, _), ids in zip(chunk, ids_of_stories):
+                encoding.require_same(story, ids)
         return [(story, repaired, ids) for (story, repaired), ids in zip(chunk, ids_of_stories)]
 
-    for text in stories:
-        chunk.append(clean_story(text))
-        n_characters += len(text)
+    for story, repaired in clean_stories(texts):
+        chunk.append((story, repaired))
+        n_characters += len(story)
         if n_characters >= CHUNK_CHARACTERS:
             yield from encoded()
             chunk, n_characters = [], 0

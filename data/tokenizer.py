@@ -12,9 +12,10 @@ import tiktoken
 
 from config import UserError
 from data import network
+from data.cleaning import END_OF_TEXT
 from data.tokenizer_file import SUFFIX, TokenizerFile, name_of_file
+from durable_files import beside
 
-END_OF_TEXT = "<|endoftext|>"
 BUILTIN_RANKS_PATH = Path(__file__).parent / "builtin" / "builtin_4096.tiktoken"
 # GPT-2's pre-tokenisation: contractions, then words, numbers and signs with their leading space.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -56,13 +57,20 @@ def load_tokenizer(name: str) -> tiktoken.Encoding | TokenizerFile:
     raise ValueError(f"no tokenizer is named {name!r}; there are builtin and gpt2")
 
 
-def find_tokenizer(given: str, folder: str | Path) -> str:
-    """A name, or the path of a tokenizer file: as it was given, or, where there is none, of that name in `folder`.
+def find_tokenizer(given: str, near: str | Path) -> str:
+    """A name, or the path of a tokenizer file: as it was given, or, where there is none, of that name beside a model.
 
     Args:
-        folder: that of the models, beside which their tokenizer lies.
+        near: a model, or the folder of models; where these are links, the files that they lead to count, too.
     """
-    return str(Path(folder, given)) if given.endswith(SUFFIX) and not Path(given).exists() else given
+    near = Path(near)
+    if not given.endswith(SUFFIX) or Path(given).exists():
+        return given
+    if near.is_file():
+        return str(beside(near, given))
+    links = (path for path in sorted(near.iterdir()) if path.is_symlink()) if near.is_dir() else ()
+    places = (near / given, *(beside(link, given) for link in links))
+    return str(next((path for path in places if path.exists()), places[0]))
 
 
 def tokenizer_name(given: str) -> str:

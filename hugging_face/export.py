@@ -60,8 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
         usage="python -m hugging_face.export --checkpoint IN --out DIR [--tokenizer NAME_OR_PATH]",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--checkpoint", type=Path, metavar="IN", help="the model file", required=True)
     parser.add_argument(

@@ -67,8 +67,6 @@ def build_parser() -> argparse.ArgumentParser:
         usage="python -m hugging_face.import_hf DIR_OR_NAME --out FILE [--context-length N]",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("source", metavar="DIR_OR_NAME", help="a folder, or the name of a model on the hub")
     parser.add_argument(

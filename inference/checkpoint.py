@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,9 @@ import torch
 
 from config import TrainingConfig, UserError
 from data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_name
-from data.tokenizer_file import TokenizerFile
+from data.tokenizer_file import TokenizerFile, notes_of
 from models import Transformer, load_model
+from models.files import tokenizer_beside
 from phases import MODEL_NAMES
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
@@ -57,14 +59,15 @@ def load_trained(path: Path, tokenizer: str | None, device: torch.device) -> Tra
             with fewer ids than the model is none: embeddings are padded.)
     """
     model = load_model(path)
-    named, folder = model.config.tokenizer, path.parent
-    if named and tokenizer and tokenizer_name(find_tokenizer(tokenizer, folder)) != named:
+    named = model.config.tokenizer
+    tokenizer_beside(model.config, path)
+    if named and tokenizer and tokenizer_name(find_tokenizer(tokenizer, path)) != named:
         raise UserError(f"--tokenizer {tokenizer}: {path} was trained on the ids of {named}; leave --tokenizer out")
     name = named or tokenizer
     if not name:
         raise UserError(f"{path} does not say what its ids mean; give --tokenizer builtin, gpt2 or a tokenizer.json")
     try:
-        encoding = load_tokenizer(find_tokenizer(name, folder))
+        encoding = load_tokenizer(find_tokenizer(name, path))
     except ValueError as error:
         raise UserError(f"{path} was trained with a tokenizer that is not known here: {error}") from error
     is_padded = isinstance(encoding, TokenizerFile) and encoding.n_vocab <= model.config.vocab_size
@@ -73,4 +76,6 @@ def load_trained(path: Path, tokenizer: str | None, device: torch.device) -> Tra
             f"{path} has a vocabulary of {model.config.vocab_size:,} ids, but the tokenizer {name} has "
             f"{encoding.n_vocab:,}; give the tokenizer that it was trained with"
         )
+    for note in notes_of(encoding):
+        print(f"The tokenizer {name}: {note}.", file=sys.stderr)
     return Trained(path, model.to(device), encoding)

@@ -73,7 +73,7 @@ class TokensOfExperts:
             for hook in hooks:
                 hook.remove()
 
-    def experts(self, encoding: tiktoken.Encoding, n_words: int = N_WORDS) -> list[list[Expert]]:
+    def experts(self, encoding: tiktoken.Encoding) -> list[list[Expert]]:
         """Every layer's experts with their most typical words; among equals the more frequent one comes first."""
         often_V = (self.met_V >= MIN_COUNT).nonzero().squeeze(1).tolist()
         met, n_read = self.met_V.tolist(), int(self.met_V.sum())
@@ -88,7 +88,7 @@ class TokensOfExperts:
                     if taken
                 ]
                 words.sort(key=lambda word: (-word.lift, -word.met))
-                experts.append(Expert(base_rate / self.top_k, words[:n_words]))
+                experts.append(Expert(base_rate / self.top_k, words[:N_WORDS]))
             layers.append(experts)
         return layers
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from config import ModelConfig, UserError
-from durable_files import DamagedFile, read_tensors, reason, replacing, write_tensors
+from durable_files import DamagedFile, beside, read_tensors, reason, replacing, write_tensors
 from models.shards import is_shared
 from models.transformer import Transformer
 
@@ -46,29 +46,44 @@ def gathered_weights(model: Transformer) -> dict[str, Tensor]:
 
 
 def put_tokenizer(source: Path, target: Path) -> None:
-    """Copies a tokenizer file; the copy appears whole under its name or not at all.
+    """Copies a tokenizer file, unless it is there already; the copy appears whole under its name or not at all.
 
     Raises:
         UserError: it cannot be read or written.
     """
     try:
+        content = source.read_bytes()
+        if target.is_file() and target.read_bytes() == content:
+            return
         with replacing(target) as stream:
-            stream.write(source.read_bytes())
+            stream.write(content)
     except OSError as error:
         raise UserError(f"could not copy the tokenizer {source} to {target}: {reason(error)}") from error
 
 
-def bring_tokenizer(config: ModelConfig, source: Path, target: Path) -> None:
-    """Puts the tokenizer that the model at `source` names, where it names one and it is there, beside `target`.
+def tokenizer_beside(config: ModelConfig, source: Path) -> Path | None:
+    """The tokenizer file that the model at `source` names, beside it or the file to which it is a link.
 
     Raises:
-        UserError: it cannot be read or written.
+        UserError: it is not there. What is made of the model could not be used without it.
     """
-    if not config.tokenizer:
-        return
-    file, copy = source.with_name(config.tokenizer), target.with_name(config.tokenizer)
-    if file.is_file() and not copy.exists():
-        put_tokenizer(file, copy)
+    if not config.tokenizer.endswith(".json"):  # the others are known by name
+        return None
+    file = beside(source, config.tokenizer)
+    if not file.is_file():
+        raise UserError(f"{source} needs its tokenizer {config.tokenizer}, which is not beside it; put it there")
+    return file
+
+
+def bring_tokenizer(config: ModelConfig, source: Path, target: Path) -> None:
+    """Puts the tokenizer file that the model at `source` names, where it names one, beside `target`.
+
+    Raises:
+        UserError: it is not there, or cannot be read or written.
+    """
+    file = tokenizer_beside(config, source)
+    if file is not None:
+        put_tokenizer(file, target.with_name(config.tokenizer))
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Transformer:

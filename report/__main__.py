@@ -5,7 +5,6 @@ Exit codes: 0 done, 2 something given cannot be reported.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,10 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def report(arguments: list[str] | None) -> None:
-    parser = OneLineParser(
-        usage="python -m report DIR [--compare OTHER]", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    parser = OneLineParser(usage="python -m report DIR [--compare OTHER]", description=__doc__)
     parser.add_argument("folder", metavar="DIR", type=Path, help="the checkpoint folder of a run, complete or not")
     parser.add_argument("--compare", metavar="OTHER", type=Path, help="the folder of a run to set beside it")
     given = parser.parse_args(arguments)

@@ -78,7 +78,6 @@ def build_parser(explains_all: bool = False) -> argparse.ArgumentParser:
         description=DESCRIPTION,
         epilog=EXAMPLES if explains_all else f"{names_of_others()}\n\n{EXAMPLES}",
         formatter_class=ScreenWide,
-        allow_abbrev=False,
         add_help=False,
     )
     first = parser.add_argument_group("what people set first")

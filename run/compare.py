@@ -8,7 +8,6 @@ Exit codes: 0 the same, 1 they differ, 2 something given cannot be compared.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,10 +71,7 @@ def same_model(a: Path, b: Path) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = OneLineParser(
-        usage="python -m run.compare RUN_A RUN_B", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    parser = OneLineParser(usage="python -m run.compare RUN_A RUN_B", description=__doc__)
     for name in ("RUN_A", "RUN_B"):
         parser.add_argument(name, type=Path, help="the checkpoint folder of a run")
     try:

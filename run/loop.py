@@ -18,7 +18,7 @@ from training import ranks
 from training.optimizer import read_state, write_state
 from training.schedule import learning_rate
 from training.step import prepare_training, train_step
-from transfer.liveness import GradientCoverage
+from transfer.gradient_coverage import GradientCoverage
 from transfer.optimizer_growth import State
 
 # Long enough for every new parameter to have had its turn, short enough to cost nothing.

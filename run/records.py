@@ -19,7 +19,8 @@ from training.bad_steps import is_sound, require_sound_steps
 from training.device import used_bytes
 from training.evaluate import bits_per_byte, heldout_loss
 from training.step import LayerFigures
-from transfer.liveness import GradientCoverage, expert_shares, liveness_report
+from transfer.gradient_coverage import GradientCoverage
+from transfer.liveness import expert_shares, liveness_report
 
 SAMPLE_PROMPT = "Once upon a time"
 

@@ -13,7 +13,7 @@ from run.run import Run
 from run.run_state import RunState
 from training import ranks
 from training.optimizer import read_state
-from transfer.liveness import GradientCoverage
+from transfer.gradient_coverage import GradientCoverage
 from transfer.optimizer_growth import State
 
 

@@ -57,7 +57,6 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
         changes = ranks.first_before_others(lambda: changed_settings(saved, config)) if saved else {}
         earlier_run = [] if saved else ranks.first_alone(lambda: find_earlier_run(folder, config))
         chosen = decided_before(saved, config, changes) if saved else config
-        compute_dtype = ranks.as_first(choose_precision(device, chosen))
         start = ModelConfig(**saved.facts["start_model"]) if saved and "start_model" in saved.facts else None
         start = start if saved else ranks.first_before_others(lambda: start_geometry(config))
         data = ranks.first_before_others(lambda: load_data(config))
@@ -69,6 +68,7 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
             require_same_stories(saved.data, stories)
         heldout = data.heldout_batches()
         dense = dense_of(start) if start else chosen.dense_geometry(data.tokenizer.n_vocab, data.summary["tokenizer"])
+        compute_dtype = ranks.as_first(choose_precision(device, chosen, chosen.geometries_from(dense)[-1]))
         plan = make_plan(chosen, dense, dataclasses.replace(machine, compute_dtype=compute_dtype))
         print(plan.table())
         ranks.first_alone(lambda: require_memory(plan, config.ignore_memory_plan))

@@ -106,6 +106,4 @@ def keep_tokenizer(config: TrainingConfig, folder: Path) -> None:
     if not config.tokenizer.endswith(SUFFIX):
         return
     source = find_tokenizer(config.tokenizer, folder)
-    path = folder / tokenizer_name(source)
-    if not path.exists():
-        put_tokenizer(Path(source), path)
+    put_tokenizer(Path(source), folder / tokenizer_name(source))

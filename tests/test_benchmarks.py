@@ -23,8 +23,6 @@ from benchmarks import (
 from benchmarks.measuring import time_interleaved
 from benchmarks.moe_peers import Contender, hugging_face, make_problem, ours, require_agreement
 from config import PRESETS, ModelConfig
-from hugging_face.gpt_neox import neox_name
-from training.device import check_model
 from training.flops import step_flops
 
 CPU = torch.device("cpu")
@@ -122,48 +120,17 @@ def test_a_gradient_that_is_not_a_number_is_caught():
 
 
 @pytest.mark.parametrize("how", ["--dtype bf16", "--dtype fp32", "--memory lean"])
-def test_step_time_runs_all_phases_and_compares_equal_optimizers(how, tmp_path):
+def test_step_time_runs_all_phases_and_compares_their_rates(how, tmp_path):
     figures = figures_of(step_time.main, tmp_path / "f.json", f"--preset tiny --phases 1,2,3 {how}")
     steps = {row["step"]: row for row in figures["steps"]}
-    assert list(steps) == ["dense", "dense, AdamW", "GPT-NeoX", "GPT-NeoX, AdamW", "MoE", "large MoE"]
+    assert list(steps) == ["dense", "MoE", "large MoE"]
     for row, parts in zip(figures["steps"], figures["parts"]):
         assert row["first s"] > 0 and row["seconds"] > 0
         assert set(parts) == {"step", "forward", "loss head", "backward", "optimizer"}
         assert min(value for part, value in parts.items() if part != "step") > 0
-    equal = steps["dense, AdamW"]["tokens/s"] / steps["GPT-NeoX, AdamW"]["tokens/s"]
-    assert figures["ratios"]["tokens/s over GPT-NeoX, both with AdamW"] == pytest.approx(equal)
+    equal = steps["MoE"]["with Muon"] / steps["dense"]["with Muon"]
+    assert figures["ratios"]["FLOP rate of MoE over dense, with Muon"] == pytest.approx(equal)
     assert steps["MoE"]["of limit"] < steps["MoE"]["with Muon"]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_peer_with_another_computation_is_caught(dtype):
-    """Negative control: other angles of rotation change a gradient by more than rounding does."""
-    model = check_model(ModelConfig(97, 32, 2, 2, context_length=16))
-    peer = trainees.neox(model)
-    tokens = torch.randint(97, (2, 17), generator=torch.Generator().manual_seed(0))
-    trainees.require_same_gradients(model, peer, tokens, dtype)
-    assert all(parameter.grad is None for parameter in (*model.parameters(), *peer.parameters()))
-    peer.gpt_neox.rotary_emb.inv_freq.mul_(1.5)
-    with pytest.raises(AssertionError, match="differ"):
-        trainees.require_same_gradients(model, peer, tokens, dtype)
-
-
-@pytest.mark.parametrize("plain_adamw", [False, True])
-def test_both_contenders_of_a_step_move_their_weights_alike(plain_adamw):
-    """The same optimizers on the same gradients: names are mapped right."""
-    model = check_model(ModelConfig(97, 32, 2, 2, context_length=16))
-    peer = trainees.neox(model)
-    tokens = torch.randint(97, (2, 17), generator=torch.Generator().manual_seed(0))
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    for _ in range(3):
-        trainees.ours(model, tokens, TOY, torch.float32, plain_adamw=plain_adamw)()
-        trainees.gpt_neox(peer, model, tokens, TOY, torch.float32, plain_adamw=plain_adamw)()
-    theirs = dict(peer.named_parameters())
-    for name, parameter in model.named_parameters():
-        moved, peer_moved = parameter - before[name], theirs[neox_name(name)] - before[name]
-        assert moved.norm() > 0
-        if name.endswith("weight"):
-            assert ((peer_moved - moved).norm() / moved.norm()).item() < 0.01, name
 
 
 def test_network_flops_leave_out_the_optimizer():

@@ -6,7 +6,7 @@ import torch
 from config import ModelConfig, TrainingConfig, UserError
 from models import Transformer
 from test_growth_checks import lively_dense_model, lively_moe_model
-from transfer.growth_maps import block_origins
+from tests.broken_growth import FAULTS
 from transfer.rounding import PRECISIONS
 from transfer.simple_growth import scale_bilaterally
 from transfer.verify_growth_mechanics import (
@@ -59,66 +59,29 @@ def test_a_dtype_without_figures_is_refused():
         detailed_growth_check(old, scale_bilaterally(old, 2, 0))
 
 
-def shift_query_rows(new: Transformer, _old: Transformer) -> None:
-    for block in new.blocks:
-        rows = block.attention.qkv.weight.view(8, 3, 8, -1)
-        rows[:, 0] = rows[:, 0].roll(1, dims=1)
-
-
-def leave_routers_undivided(new: Transformer, _old: Transformer) -> None:
-    for block in new.blocks:
-        block.mlp.router.weight *= 2
-
-
-def leave_out_the_noise_of_one_matrix(new: Transformer, old: Transformer) -> None:
-    silent = scale_bilaterally(old, 2, 2, noise_std=0.0)
-    new.blocks[2].mlp.down.weight.copy_(silent.blocks[2].mlp.down.weight)
-
-
-def leave_the_head_as_it_was(new: Transformer, _old: Transformer) -> None:
-    new.final_norm.weight *= 2
-    new.final_norm.bias *= 2
-
-
-def copy_the_last_block(new: Transformer, _old: Transformer) -> None:
-    origins = block_origins(3, 2)
-    new.blocks[origins.index(None)].load_state_dict(new.blocks[origins.index(2)].state_dict())
-
-
-def put_noise_on_rows(new: Transformer, _old: Transformer) -> None:
-    weight = new.blocks[2].mlp.up.weight
-    noise = 0.5 * weight.std() * torch.randn(8, 128, 64, generator=torch.Generator().manual_seed(0))
-    weight += torch.cat((noise, -noise), dim=1).to(weight)
-
-
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize(
-    "fault, check",
+    "name",
     [
-        (shift_query_rows, "rope"),
-        (leave_routers_undivided, "router"),
-        (leave_out_the_noise_of_one_matrix, "symmetry"),
-        (leave_the_head_as_it_was, "functional"),
-        (copy_the_last_block, "functional"),
-        (put_noise_on_rows, "functional"),
+        "query rows of heads shifted",
+        "router not divided",
+        "noise missing in one matrix",
+        "tied head not rescaled",
+        "last block copied",
+        "noise on the wrong axis",
     ],
 )
-def test_each_fault_is_caught_in_each_dtype(fault, check, dtype):
-    old = lively_moe_model(GEOMETRY).to(dtype)
-    new = scale_bilaterally(old, 2, 2).requires_grad_(False)
-    with torch.no_grad():
-        fault(new, old)
-    failed = failures(old, new)
+def test_each_fault_is_caught_in_each_dtype(name, dtype):
+    fault, old = FAULTS[name], lively_moe_model(GEOMETRY).to(dtype)
+    failed = failures(old, fault.grown(old))
     # What is wrong inside a layer may show in the function, too.
-    assert check in failed and failed <= {check, "functional"}
+    assert fault.check in failed and failed <= {fault.check, "functional"}
 
 
 def test_missing_gain_is_caught_in_bf16():
     """The fault that moves the median token least of those that no other check sees."""
     old = lively_moe_model(GEOMETRY).to(torch.bfloat16)
-    new = scale_bilaterally(old, 1.5, 0).requires_grad_(False)
-    new.blocks[1].attention_norm.weight *= 1.5**0.5
-    assert failures(old, new) == {"functional"}
+    assert failures(old, FAULTS["gain for mean features missing"].grown(old)) == {"functional"}
 
 
 def test_no_check_passes_over_a_value_that_is_no_number():

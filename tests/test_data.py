@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import sys
 import time
 
@@ -8,9 +9,8 @@ import pyarrow.parquet
 import pytest
 import torch
 
-import data
 from config import TrainingConfig, UserError
-from data import builtin_stories, hub, sources
+from data import builtin_stories, hub, loading, readers, sources
 from data.cleaning import clean_story
 from data.tokenizer import TokenizerUnavailable, load_tokenizer
 
@@ -31,7 +31,7 @@ def no_network(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(hub, "reachable", lambda url, seconds: False)
     monkeypatch.setattr(hub, "cached_copy_exists", lambda: False)
-    monkeypatch.setattr(data, "load_tokenizer", only_builtin)
+    monkeypatch.setattr(loading, "load_tokenizer", only_builtin)
     monkeypatch.setattr(builtin_stories, "builtin_split", lambda: (STORIES[:200], HELD_OUT))
 
 
@@ -68,7 +68,7 @@ def write_parquet(path, stories, column="text"):
 
 def load(config, **changes):
     lines = []
-    return data.load_data(dataclasses.replace(config, **changes), lines.append), lines
+    return loading.load_data(dataclasses.replace(config, **changes), lines.append), lines
 
 
 def refusal(config, **changes):
@@ -137,6 +137,21 @@ def test_mojibake_is_repaired(broken, good):
         "\u00abMA\u00c7\u00c3\u00bb",
         "â",
         "Â",
+        # Words in capitals, and letters, before what may follow a word.
+        "AMANHÃ\xa0é dia",
+        "AMANHÃ\xa0!",
+        "A MAÇÃ™ é boa",
+        "MAÇÃ®, disse",
+        "MANHÃ\xadZINHA",
+        "IRMÃ¹",
+        "CHÂ\xadTEAU",
+        "LÂ° 5",
+        "«\xa0Â\xa0»",
+        "«\xa0â\xa0»",
+        "um brandâ™”",
+        "a letra Ã\xa0é",
+        "co\xadoperate",
+        "SÃO PAULO, CAFÉ™, RÉSUMÉ®",
         "â€",
         "ðŸ",
         "ï»",
@@ -144,6 +159,19 @@ def test_mojibake_is_repaired(broken, good):
 )
 def test_good_text_stays(text):
     assert clean_story(text) == (text, False)
+
+
+def test_real_stories_with_broken_quotes_come_back_and_good_ones_stay():
+    """As TinyStories has them: the quotes and dashes of a whole story, or those of one beside a good character."""
+    for story in ("“Hi,” said Tim’s mom. “It’s late — go…”", "He said, ‘No – ¡nunca!’", "A ♥ and a 🙂 for “Anna”."):
+        broken = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in story.encode())
+        assert clean_story(broken) == clean_story(story.encode().decode("latin-1")) == (story, True)
+        assert clean_story(f"über {broken}") == (f"über {story}", True)
+        assert clean_story(story) == (story, False)
+
+
+def test_a_word_in_capitals_stays_beside_mojibake_that_is_repaired():
+    assert clean_story("Timâ€™s café: AMANHÃ\xa0é dia") == ("Tim’s café: AMANHÃ\xa0é dia", True)
 
 
 def test_every_character_of_windows_1252_comes_back():
@@ -177,7 +205,7 @@ def test_text_is_read_in_blocks(tmp_path, monkeypatch):
     path = tmp_path / "stories.txt"
     path.write_bytes(b"\xef\xbb\xbf" + "<|endoftext|>".join(stories).replace("\n", "\r\n").encode())
     for block_bytes in (1, 7, 64, 1 << 20):
-        monkeypatch.setattr(sources, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(readers, "BLOCK_BYTES", block_bytes)
         assert list(sources.read_stories(path)) == stories
 
 
@@ -194,6 +222,27 @@ def test_changed_file_is_tokenised_again(config, tmp_path):
     write_text(path, STORIES + HELD_OUT)
     second, _ = load(config, data=str(path))
     assert len(second.train) > len(first.train)
+
+
+def test_another_text_of_the_same_name_size_and_date_is_tokenised_again(config, tmp_path):
+    path = tmp_path / "stories.txt"
+    write_text(path, STORIES)
+    date = path.stat().st_mtime_ns
+    first, _ = load(config, data=str(path))
+    path.write_bytes(path.read_bytes().replace(b"Spot", b"Rory"))
+    os.utime(path, ns=(date, date))
+    second, _ = load(config, data=str(path))
+    assert "Rory" in second.tokenizer.decode(second.train.tolist())
+    assert first.summary["train"]["checksum"] != second.summary["train"]["checksum"]
+
+
+def test_the_same_text_with_another_date_is_not_tokenised_again(config, tmp_path):
+    path = tmp_path / "stories.txt"
+    write_text(path, STORIES)
+    load(config, data=str(path))
+    os.utime(path, ns=(1, 1))
+    load(config, data=str(path))
+    assert len(list((tmp_path / "cache").glob("stories-*"))) == 1
 
 
 def test_single_file_is_split_by_story(config, tmp_path):
@@ -295,8 +344,8 @@ def test_unusable_file(config, tmp_path, make, message):
 
 
 def test_story_without_end(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "LONGEST_STORY_CHARACTERS", 50)
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(readers, "LONGEST_STORY_CHARACTERS", 50)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 16)
     assert "a story of more than 50 characters; put <|endoftext|> between stories" in refusal(
         config, data=file_with(b"word " * 100)(tmp_path)
     )
@@ -392,7 +441,7 @@ def test_stream_then_cache_without_network(config, monkeypatch):
 
 
 def test_batches_do_not_depend_on_longer_runs_nor_on_what_they_cached(config, monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "SHARD_WINDOWS", 4)
+    monkeypatch.setattr(loading, "SHARD_WINDOWS", 4)
     FakeHub(monkeypatch)
     short, _ = load(config, data="auto")
     long, _ = load(config, data="auto", steps_phase1=60, cache_dir=str(tmp_path / "other"))
@@ -406,7 +455,7 @@ def test_batches_do_not_depend_on_longer_runs_nor_on_what_they_cached(config, mo
 
 
 def test_longer_run_without_network_uses_what_is_cached(config, monkeypatch):
-    monkeypatch.setattr(data, "SHARD_WINDOWS", 4)
+    monkeypatch.setattr(loading, "SHARD_WINDOWS", 4)
     fake = FakeHub(monkeypatch)
     first, _ = load(config, data="auto")
     fake.vanish()

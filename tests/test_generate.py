@@ -24,6 +24,7 @@ from models.moe import MoE
 from models.sampling import Sampling
 from phases import MODEL_NAMES
 from run import records
+from tests.rounding import require_clear_choices, same_story
 from training.device import check_model
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
@@ -71,6 +72,7 @@ def tokens(batch: int = 2, length: int = 24) -> torch.Tensor:
 def largest_drift(model, parts: list[int]) -> float:
     """Of the hidden states when a text is read in these parts, from those when it is read at once."""
     text = tokens(length=sum(parts))
+    require_clear_choices(model, text)
     whole, _ = model.hidden(text)
     cache = model.new_cache(2, sum(parts))
     read = [model.hidden(part, cache)[0] for part in text.split(parts, dim=1)]
@@ -129,7 +131,8 @@ def test_a_broken_cache_is_caught(fault, monkeypatch):
     model = talkative_model()
     monkeypatch.setattr(KVCache, "extend", fault(KVCache.extend))
     assert largest_drift(model, [5] + [1] * 19) > 0.1
-    assert continuations(model, [[1, 2, 3]], 20, NEVER)[0] != recomputed(model, [1, 2, 3], 20, NEVER)
+    told = recomputed(model, [1, 2, 3], 20, NEVER)
+    assert not same_story(model, [1, 2, 3], told, continuations(model, [[1, 2, 3]], 20, NEVER)[0])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -137,7 +140,8 @@ def test_a_broken_cache_is_caught(fault, monkeypatch):
 def test_prompts_of_different_lengths_have_the_tokens_that_recomputing_finds_for_each(kind, dtype):
     model = talkative_model(n_experts=EXPERTS[kind]).to(dtype)
     found = continuations(model, PROMPTS, 18, NEVER)
-    assert found == [recomputed(model, prompt, 18, NEVER) for prompt in PROMPTS]
+    for prompt, told in zip(PROMPTS, found):
+        assert same_story(model, prompt, recomputed(model, prompt, 18, NEVER), told)
     assert sum(len(set(ids)) for ids in found) > 24, "stories of a few words would show little"
 
 
@@ -155,7 +159,8 @@ def test_padding_that_is_seen_is_caught(monkeypatch):
     model = talkative_model()
     monkeypatch.setattr(KVCache, "extend", padding_is_seen(KVCache.extend))
     found = continuations(model, PROMPTS, 18, NEVER)
-    assert found != [recomputed(model, prompt, 18, NEVER) for prompt in PROMPTS]
+    pairs = [(recomputed(model, prompt, 18, NEVER), told) for prompt, told in zip(PROMPTS, found)]
+    assert not all(same_story(model, prompt, *pair) for prompt, pair in zip(PROMPTS, pairs))
 
 
 def test_training_computes_what_it_computed_before_there_was_a_cache():
@@ -211,7 +216,7 @@ def test_experts_that_no_token_goes_to_have_gradients_of_zero(monkeypatch):
 
 
 def test_stories_end_before_end_of_text_after_n_tokens_or_with_the_context():
-    model = talkative_model()
+    model = talkative_model().double()  # where no story hangs on a rounding
     long = continuations(model, PROMPTS, 1000, NEVER)
     assert [len(ids) for ids in long] == [room_for_tokens(SMALL, prompt) for prompt in PROMPTS] == [22, 24, 18, 22]
     assert continuations(model, PROMPTS, 5, NEVER) == [ids[:5] for ids in long]
@@ -236,9 +241,9 @@ def test_prompts_that_cannot_be_read_are_refused(prompts):
 
 @pytest.mark.parametrize("sampling", [Sampling(0.0), DRAWN], ids=["greedy", "drawn"])
 def test_upcycled_and_grown_models_tell_the_same_story(sampling):
-    dense = talkative_model()
+    dense = talkative_model().double()  # where no draw hangs on a rounding
     moe = upcycle_to_moe(dense, 4, 2, seed=1)
-    parted = talkative_model(n_experts=8)
+    parted = talkative_model(n_experts=8).double()
     grown = scale_bilaterally(parted, 1.5, 1, 1.0, seed=1)
     for old, new in ((dense, moe), (parted, grown)):
         assert continuations(old, PROMPTS, 15, NEVER, sampling) == continuations(new, PROMPTS, 15, NEVER, sampling)
@@ -257,14 +262,15 @@ def test_boundaries_tell_stories_as_far_as_the_context_has_room(context_length):
     model.compute_dtype = torch.bfloat16  # which must not matter: stories are told in the weights' precision
     told = records.continuation(run, model)
     model.compute_dtype = None
-    assert told == recomputed(model, prompt, min(8, context_length + 1 - len(prompt)), NEVER) != []
+    expected = recomputed(model, prompt, min(8, context_length + 1 - len(prompt)), NEVER)
+    assert expected != [] and same_story(model, prompt, expected, told)
 
 
 # ---- sampling
 
 
 def test_a_prompt_is_continued_alike_whatever_else_is_told():
-    model = talkative_model(n_experts=8)
+    model = talkative_model(n_experts=8).double()  # where no draw hangs on a rounding
     seeds = [3, 4, 3, 5]
     together = continuations(model, PROMPTS, 15, NEVER, DRAWN, seeds)
     for prompt, seed, ids in zip(PROMPTS, seeds, together):
@@ -327,7 +333,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
 
 
 def test_cold_and_narrow_sampling_is_greedy():
-    model = talkative_model()
+    model = talkative_model().double()
     greedy = continuations(model, PROMPTS, 10, NEVER)
     for sampling in (Sampling(0.0), Sampling(1e-30), Sampling(1e-5), Sampling(1.0, top_k=1), Sampling(1.0, top_p=1e-9)):
         assert continuations(model, PROMPTS, 10, NEVER, sampling, [1, 2, 3, 4]) == greedy

@@ -13,7 +13,9 @@ from config import ModelConfig, UserError
 from models import Transformer, build_dense_model, next_token_loss
 from test_growth_checks import lively_dense_model, lively_moe_model
 from transfer.growth_maps import MEAN, AxisMap, GrowthMaps, block_origins
+from transfer.near_ties import following
 from transfer.probe import probe_tokens, trace
+from transfer.rounding import precision_of, rms
 from transfer.simple_growth import hyperclone_weight, scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
 
@@ -22,20 +24,8 @@ TOKENS = torch.randint(97, (8, 25), generator=torch.Generator().manual_seed(0))
 KINDS = {"dense": lively_dense_model, "moe": lively_moe_model}
 
 
-class Bounds(NamedTuple):
-    """Largest |Δlogit| and |Δloss| in nats, and the smallest share of tokens that keep their experts in any layer."""
-
-    logits: float
-    loss: float
-    kept: float
-
-
-# In bf16 a near-tie sends some tokens to other experts, and their logits with them: the loss counts.
-BOUNDS = {
-    torch.float64: Bounds(1e-9, 1e-9, 1.0),
-    torch.float32: Bounds(1e-5, 1e-6, 0.999),
-    torch.bfloat16: Bounds(math.inf, 1e-3, 0.95),
-}
+# What is promised of exact growth: largest |Δlogit|, and |Δloss| in nats. In bf16 rounding moves logits by hundredths.
+PROMISED = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 1e-6), torch.bfloat16: (math.inf, 1e-3)}
 BATTERY = [
     *itertools.product((1.5, 2, 3), (0, 1, 4, 5), (0, 1e-5, 0.5, 1.0)),
     # Without copies there is nothing to add noise to.
@@ -45,11 +35,21 @@ BATTERY = [
 
 
 class Measured(NamedTuple):
-    """What a model makes of `TOKENS`: fp64 logits, the loss in nats, and for each block the experts of every token."""
+    """What a model makes of `TOKENS`: fp64 logits, the loss in nats, and the logits of every router."""
 
+    config: ModelConfig
     logits: Tensor
     loss: float
-    experts: list[Tensor]
+    router_logits: list[Tensor]
+
+
+class Differences(NamedTuple):
+    """What growth changed: |Δlogit| and |Δloss| at most; how far rounding may move logits; what is wrong with experts."""
+
+    logits: float
+    loss: float
+    rounding: float
+    choices: list[str]
 
 
 @torch.no_grad()
@@ -57,30 +57,49 @@ def measured(model: Transformer) -> Measured:
     seen = trace(model, TOKENS)
     # In fp64, so that the loss adds no rounding of its own.
     logits = seen.logits.double().flatten(0, 1)
-    routers = [block.mlp.router for block in model.blocks] if model.config.is_moe else []
-    experts = [
-        router(x).topk(model.config.top_k).indices.sort().values for router, x in zip(routers, seen.router_inputs)
-    ]
-    return Measured(logits, F.cross_entropy(logits, TOKENS[:, 1:].flatten()).item(), experts)
+    return Measured(model.config, logits, F.cross_entropy(logits, TOKENS[:, 1:].flatten()).item(), seen.router_logits)
 
 
-def differences(old: Measured, new: Measured, origins: list[int | None]) -> Bounds:
-    """What growth changed; the layers compared are those that have an origin."""
-    pairs = [(old.experts[origin], experts) for origin, experts in zip(origins, new.experts) if origin is not None]
-    kept = [(before == after).all(-1).double().mean().item() for before, after in pairs]
-    return Bounds((old.logits - new.logits).abs().max().item(), abs(old.loss - new.loss), min(kept, default=1.0))
+def differences(old: Measured, new_model: Transformer, origins: list[int | None]) -> Differences:
+    """Of a new model that is led along the old one's choice where rounding turns a near-tie."""
+    precision = precision_of(new_model)
+    with following(new_model, old.router_logits, origins, precision.tolerance) as choices:
+        new = measured(new_model)
+    return Differences(
+        (old.logits - new.logits).abs().max().item(),
+        abs(old.loss - new.loss),
+        rounding_bound(old, new, new_model.embedding.weight.dtype),
+        choices.faults(precision.turned_share),
+    )
 
 
-def holds(found: Bounds, dtype: torch.dtype) -> bool:
-    allowed = BOUNDS[dtype]
-    return found.logits <= allowed.logits and found.loss <= allowed.loss and found.kept >= allowed.kept
+def rounding_bound(old: Measured, new: Measured, dtype: torch.dtype) -> float:
+    """How far rounding alone may move a logit between two models that are equal in exact arithmetic.
+
+    A sum of n terms of random sign has partial sums of √1 … √n times a term's size. Each is rounded by at most the
+    share u of itself, so the sum is off by at most u √(n / 2) of its own size, root mean square, in whatever order and
+    by whatever kernel it is added up (after Higham & Mary 2019, whose λ is below). Errors of one product after another
+    on the way through the network are independent, and add up as squares. Of N independent normal errors the largest
+    is about √(2 ln N).
+    """
+    n_added = 0
+    for config in (old.config, new.config):
+        qkv_out_up, scores, values = 3 * config.d_model, config.head_dim, TOKENS.shape[1]
+        n_added += config.n_layers * (qkv_out_up + scores + values + config.d_hidden) + config.d_model
+    largest = math.sqrt(2 * math.log(old.logits.numel()))
+    return largest * torch.finfo(dtype).eps / 2 * math.sqrt(n_added / 2) * rms(old.logits).item()
+
+
+def holds(found: Differences, dtype: torch.dtype) -> bool:
+    logits, loss = PROMISED[dtype]
+    return found.logits <= min(found.rounding, logits) and found.loss <= loss and not found.choices
 
 
 def small_model(kind: str, dtype: torch.dtype) -> Transformer:
     return KINDS[kind](GEOMETRY).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("dtype", PROMISED, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_growth_keeps_the_function(kind, dtype):
     old = small_model(kind, dtype)
@@ -88,11 +107,11 @@ def test_growth_keeps_the_function(kind, dtype):
     for factor, extra, noise in BATTERY:
         new = scale_bilaterally(old, factor, extra, noise)
         assert new.config.d_model == factor * 16 and new.config.n_layers == 3 + extra
-        found = differences(before, measured(new), block_origins(3, extra))
+        found = differences(before, new, block_origins(3, extra))
         assert holds(found, dtype), (factor, extra, noise, found)
 
 
-@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("dtype", PROMISED, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_growth_keeps_the_function_twice_in_a_row(kind, dtype):
     old = small_model(kind, dtype)
@@ -101,8 +120,24 @@ def test_growth_keeps_the_function_twice_in_a_row(kind, dtype):
     origins = [None if block is None else first_origins[block] for block in second_origins]
     for first, second in ((2, 2), (1.5, 2), (1.5, 1.5), (3, 1.25)):
         new = scale_bilaterally(scale_bilaterally(old, first, 1, 1.0), second, 5, 1.0)
-        found = differences(before, measured(new), origins)
+        found = differences(before, new, origins)
         assert holds(found, dtype), (first, second, found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_what_is_promised_leaves_room_for_rounding_on_any_machine(dtype):
+    before = measured(small_model("moe", dtype))
+    largest = before._replace(config=before.config.grown(4, 5))
+    assert rounding_bound(before, largest, dtype) <= PROMISED[dtype][0]
+
+
+def test_a_fault_of_a_few_roundings_is_caught():
+    old = small_model("moe", torch.float64)
+    before, new = measured(old), scale_bilaterally(old, 2, 1)
+    assert holds(differences(before, new, block_origins(3, 1)), torch.float64)
+    with torch.no_grad():
+        new.blocks[1].mlp.down.weight *= 1 + 1e-12
+    assert not holds(differences(before, new, block_origins(3, 1)), torch.float64)
 
 
 def test_growth_leaves_the_old_model_untouched_and_shares_no_memory():
@@ -117,8 +152,7 @@ def test_growth_leaves_the_old_model_untouched_and_shares_no_memory():
 def test_upcycling_copies_experts_and_keeps_the_function():
     dense = small_model("dense", torch.float32)
     moe = upcycle_to_moe(dense, n_experts=5, top_k=3)
-    found = differences(measured(dense), measured(moe), origins=[])
-    assert found.logits <= 1e-5 and found.loss <= 1e-6
+    assert holds(differences(measured(dense), moe, origins=[]), torch.float32)
     assert all(torch.equal(expert, dense.blocks[1].mlp.up.weight) for expert in moe.blocks[1].mlp.up.weight)
     std = torch.cat([block.mlp.router.weight.flatten() for block in moe.blocks]).std().item()
     assert std == pytest.approx(0.02, rel=0.2)
@@ -129,7 +163,8 @@ def test_new_routers_are_no_copies_of_anything_drawn_from_the_same_seed():
     routers = [block.mlp.router.weight for block in upcycle_to_moe(dense, seed=0).blocks]
     drawn = torch.cat([p.flatten() for p in dense.parameters()])
     for router in routers:
-        assert not torch.isin(router.flatten(), drawn).any()
+        # Among so many of fp32's values one or two coincide by chance once in a hundred times.
+        assert torch.isin(router.flatten(), drawn).sum() <= 2
     assert not torch.equal(routers[0], routers[1])
 
 

@@ -7,21 +7,21 @@ from statistics import fmean
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import ModelConfig, UserError
 from models import Transformer, count_parameters, next_token_loss
 from models.moe import Routing
 from test_growth_checks import lively_dense_model, lively_moe_model
+from transfer.gradient_coverage import BITS, GradientCoverage, n_set, packed, unpacked
 from transfer.growth_maps import GrowthMaps
 from transfer.liveness import (
     CloneCosine,
-    GradientCoverage,
     LivenessReport,
     effective_rank_share,
     expert_shares,
     liveness_report,
     normalised_entropy,
-    packed,
 )
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
@@ -197,9 +197,44 @@ def test_a_closed_coverage_looks_no_more_and_one_of_two_hooks_may_free_the_gradi
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 1000])
 def test_eight_booleans_make_a_byte(n):
     flags = torch.rand(n, generator=torch.Generator().manual_seed(n)) < 0.5
-    bits = packed(flags)
+    bits_8 = torch.tensor(BITS, dtype=torch.uint8)
+    bits = packed(flags, bits_8)
     assert bits.dtype == torch.uint8 and len(bits) == -(-n // 8)
     assert [bool(bits[i // 8] >> (i % 8) & 1) for i in range(n)] == flags.tolist()
+    assert unpacked(bits, n, bits_8).bool().equal(flags) and n_set(bits) == flags.sum()
+
+
+def test_nobody_waits_for_a_step_that_is_watched_and_once_for_each_figure(monkeypatch):
+    """Counts what brings a number to the host, or one from there to the device."""
+    old = lively_moe_model(GEOMETRY)
+    new = scale_bilaterally(old, 2, 1)
+    coverage = GradientCoverage(new, old.config)
+    next_token_loss(new, TOKENS)[0].backward()
+    waits = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket in (
+                torch.ops.aten._local_scalar_dense,
+                torch.ops.aten.nonzero,
+                torch.ops.aten.lift_fresh,
+            ):
+                waits.append(func)
+            return func(*args, **kwargs or {})
+
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: waits.append(tolist) or tolist(tensor))
+    for expected, work in (
+        (0, lambda: look_at_all(coverage, new)),
+        (1, coverage.never_touched_share),
+        (1, coverage.never_touched_by_module),
+        (1, lambda: torch.zeros(()).item()),
+        (1, lambda: torch.tensor([1])),
+    ):
+        waits.clear()
+        with Watch():
+            work()
+        assert len(waits) == expected
 
 
 def test_identity_blocks_are_covered_after_three_steps():

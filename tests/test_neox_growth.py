@@ -13,8 +13,9 @@ from models import Transformer, count_parameters, load_model, next_token_loss, s
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training.flops import step_flops
 from training.optimizer import build_optimizers
+from transfer.gradient_coverage import GradientCoverage
 from transfer.growth_maps import GrowthMaps, block_origins
-from transfer.liveness import GradientCoverage, liveness_report
+from transfer.liveness import liveness_report
 from transfer.optimizer_growth import grown_gradient
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
@@ -53,7 +54,7 @@ def test_growth_keeps_the_function(choice, kind, dtype):
     before = measured(old)
     for factor, extra, noise in BATTERY:
         new = scale_bilaterally(old, factor, extra, noise)
-        found = differences(before, measured(new), block_origins(3, extra))
+        found = differences(before, new, block_origins(3, extra))
         assert holds(found, dtype), (factor, extra, noise, found)
 
 
@@ -63,7 +64,7 @@ def test_upcycling_keeps_the_function_and_growth_twice_in_a_row(choice):
     moe = upcycle_to_moe(dense, n_experts=5, top_k=3)
     again = scale_bilaterally(scale_bilaterally(moe, 1.5, 1, 1.0), 1.5, 5, 1.0)
     for new in (moe, again):
-        assert differences(measured(dense), measured(new), origins=[]).logits <= 1e-9
+        assert differences(measured(dense), new, origins=[]).logits <= 1e-9
 
 
 @pytest.mark.parametrize("factor", [1.5, 2])
@@ -82,7 +83,7 @@ def test_sound_growth_passes_every_check(choice, factor):
 def test_a_model_that_is_read_in_another_way_is_caught(changes):
     old = lively_dense_model(PYTHIA)
     wrong = read_as(scale_bilaterally(old, 2, 1), **changes)
-    found = differences(measured(old), measured(wrong), block_origins(3, 1))
+    found = differences(measured(old), wrong, block_origins(3, 1))
     assert not holds(found, torch.float32)
     assert not check_functional_identity(old, wrong)
     assert bool(check_rope_integrity(old, wrong)) == ("parallel_residual" in changes)

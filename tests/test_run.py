@@ -292,7 +292,9 @@ def test_out_of_memory_names_the_ways_out(tmp_path, token_cache, capsys, monkeyp
 
 def test_plan_trains_nothing(tmp_path, capsys):
     assert train_tinystories.main(["--plan", "--preset", "reference", "--checkpoint-dir", str(tmp_path / "none")]) == 0
-    assert "2155.79 M" in capsys.readouterr().out and not (tmp_path / "none").exists()
+    text = capsys.readouterr().out
+    assert "2155.79 M" in text and not (tmp_path / "none").exists()
+    assert len(text.splitlines()) <= 40 and max(map(len, text.splitlines())) <= 120, "fits on a screen"
 
 
 @pytest.mark.parametrize("flag", ["--help", "--help-all"])

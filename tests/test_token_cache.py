@@ -58,9 +58,9 @@ def test_second_load_reads_no_story(tmp_path):
     assert source.n_read == 0
 
 
-def test_literal_end_of_text_is_ordinary_text(tmp_path):
+def test_a_literal_end_of_text_parts_two_stories(tmp_path):
     tokens = build(tmp_path, Source(train=["a <|endoftext|> b"]))
-    assert (tokens.train == 256).sum() == 1
+    assert stories_of(tokens.train) == ["a", "b"] and tokens.train_counts.n_stories == 2
 
 
 def test_cleaning_is_counted(tmp_path):

@@ -2,20 +2,25 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from command_line import is_out_of_memory
 from config import PRESETS, ModelConfig, TrainingConfig, UserError
 from models import attention as attention_module
-from models import count_parameters, next_token_loss
+from models import count_parameters, next_token_loss, products
 from models import experts as experts_module
+from models import loss as loss_module
 from report.history import History, read_history
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training import device as device_module
 from training import plan as plan_module
+from training import self_check
 from training.evaluate import bits_per_byte, heldout_loss
 from training.optimizer import build_optimizers, moment_bytes, read_state
 from training.plan import Machine, activation_bytes, make_plan, require_memory
@@ -93,9 +98,41 @@ def test_heldout_loss_is_exact_whatever_the_training_precision():
     assert bits_per_byte(math.log(2) * 8, 4.0) == 2.0
 
 
-def test_device_check_finds_nothing_on_this_cpu():
-    assert device_module.find_fault(CPU, torch.float32) == ""
-    assert device_module.find_fault(CPU, torch.bfloat16) == ""
+# A run whose vocabulary is longer than a sum on MPS may be, and that is small in everything else.
+LARGEST = ModelConfig(vocab_size=33_000, d_model=16, n_layers=1, n_heads=2, n_experts=8, top_k=2, context_length=16)
+
+
+def find_fault(dtype: torch.dtype, largest: ModelConfig = LARGEST) -> str:
+    return self_check.find_fault(CPU, dtype, largest, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"n_experts": 3},
+        {"n_experts": 2, "top_k": 1},
+        {"n_experts": 1, "top_k": 1},
+        {"n_experts": 0},
+        {"vocab_size": 7},
+    ],
+    ids=str,
+)
+def test_device_check_finds_nothing_on_this_cpu(dtype, change):
+    assert find_fault(dtype, dataclasses.replace(LARGEST, **change)) == ""
+
+
+@pytest.mark.parametrize("preset, vocab_size", [("tiny", 4_097), ("reference", 50_257)])
+def test_shapes_of_the_check_are_those_of_the_run(preset, vocab_size):
+    config = PRESETS["tiny"] if preset == "tiny" else TrainingConfig()
+    model = config.phase_geometries(vocab_size)[2]
+    of_run = self_check.Shapes.of(model, 2048, torch.device("mps"))
+    assert of_run == self_check.Shapes(2048, model.d_model, model.d_hidden, vocab_size, 4, 2)
+    # Rows of two chunks of the loss at most, and on a CPU few, of few features.
+    assert self_check.Shapes.of(model, 100_000, torch.device("cuda")).n_rows == 8192
+    on_cpu = self_check.Shapes.of(model, 2048, CPU)
+    assert (on_cpu.n_rows, on_cpu.vocab_size) == (16, vocab_size) and on_cpu.d_model <= 256
 
 
 def test_device_check_catches_attention_that_sees_the_future(monkeypatch):
@@ -106,14 +143,14 @@ def test_device_check_catches_attention_that_sees_the_future(monkeypatch):
         return attention(q, k, v, is_causal=is_causal and q.dtype != torch.bfloat16)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", leaky)
-    monkeypatch.setitem(device_module.TOLERANCE, torch.bfloat16, 10.0)  # so that only the leak tells
-    assert "future token" in device_module.find_fault(CPU, torch.bfloat16)
+    monkeypatch.setitem(self_check.TOLERANCE, torch.bfloat16, 10.0)  # so that only the leak tells
+    assert "future token" in find_fault(torch.bfloat16)
     said = []
     config = dataclasses.replace(TrainingConfig(), d_model=32, n_heads=2)
-    assert device_module.choose_precision(CPU, config, said.append) is None
+    assert device_module.choose_precision(CPU, config, LARGEST, said.append) is None
     assert "bf16 is not used" in said[0]
     with pytest.raises(UserError, match="bf16, .*future token.*--precision fp32"):
-        device_module.choose_precision(CPU, dataclasses.replace(config, precision="bf16"), said.append)
+        device_module.choose_precision(CPU, dataclasses.replace(config, precision="bf16"), LARGEST, said.append)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -127,7 +164,7 @@ def test_device_check_catches_kernels_that_compute_something_else(fault, dtype, 
         "wrong experts": (experts_module, "linear", lambda x, w, b, run: linear(x, w.flip(0), b, run)),
         "no positions": (attention_module, "apply_rope", lambda x, cos, sin: 1 * x),
     }[fault]
-    right = device_module.logits_and_gradients
+    right = self_check.logits_and_gradients
     calls = []
 
     def device_errs(model, tokens):
@@ -138,14 +175,122 @@ def test_device_check_catches_kernels_that_compute_something_else(fault, dtype, 
             patch.setattr(*faulty)
             return right(model, tokens)
 
-    monkeypatch.setattr(device_module, "logits_and_gradients", device_errs)
-    assert "differ from the CPU's by" in device_module.find_fault(CPU, dtype)
+    monkeypatch.setattr(self_check, "logits_and_gradients", device_errs)
+    assert "differ from the CPU's by" in find_fault(dtype)
+
+
+class FaultyProducts(TorchDispatchMode):
+    """What is computed inside meets one of torch's faults."""
+
+    def __init__(self, fault: str):
+        super().__init__()
+        self.fault = fault
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.overloadpacket not in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+            return func(*args, **kwargs)
+        a, b = args[-2:]
+        out = kwargs.get("out")
+        if self.fault == "parts are never written" and out is not None and out.storage_offset():
+            return out
+        result = func(*args, **kwargs)
+        if self.fault == "sums read too far" and a.shape[-1] >= 32_767 and min(len(a), b.shape[-1]) >= 16:
+            # A tile of terms behind the last: the beginning of a's next row, times what lies behind b.
+            after = b.storage_offset() + len(b) * b.stride(0)
+            if after + 8 * b.stride(0) <= b.untyped_storage().nbytes() // b.element_size():
+                result += a.roll(-1, 0)[:, :8] @ b.as_strided((8, b.shape[1]), b.stride(), after)
+        return result
+
+
+def computed_with(fault: str, monkeypatch) -> None:
+    right = self_check.on_device
+
+    def on_faulty_device(*arguments, **named):
+        with FaultyProducts(fault):
+            return right(*arguments, **named)
+
+    monkeypatch.setattr(self_check, "on_device", on_faulty_device)
+
+
+def test_device_check_catches_long_sums_that_read_too_far_and_sums_in_slices_do_not(monkeypatch):
+    computed_with("sums read too far", monkeypatch)
+    assert "the loss's gradients of hidden units differ" in find_fault(torch.float32)
+    monkeypatch.setattr(self_check, "LARGE", 0.0)
+    assert find_fault(torch.float32) == "", "where all around is zero, such a fault does not show"
+    monkeypatch.undo()
+    computed_with("sums read too far", monkeypatch)
+    monkeypatch.setattr(products, "longest_sum", lambda device: products.MPS_LONGEST_SUM)
+    assert find_fault(torch.float32) == ""
+
+
+def test_device_check_catches_parts_that_are_never_written(monkeypatch):
+    computed_with("parts are never written", monkeypatch)
+    assert "experts' gradients of up differ" in find_fault(torch.float32)
+    monkeypatch.setattr(loss_module, "tokens_per_chunk", lambda device: 9)
+    assert "the loss's gradients of hidden units differ" in find_fault(torch.float32)
+    # As on MPS: by a copy.
+    monkeypatch.setattr(products, "product_into", lambda part, a, b: part.copy_(products.long_product(a, b)))
+    monkeypatch.setattr(experts_module, "product_into", products.product_into)
+    monkeypatch.setattr(loss_module, "product_into", products.product_into)
+    assert find_fault(torch.float32) == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_device_check_catches_gradients_of_experts_without_tokens(dtype, monkeypatch):
+    grouped_mm = F.grouped_mm
+
+    def leaves_anything(mat_a, mat_b, *, offs):
+        result = grouped_mm(mat_a, mat_b, offs=offs)
+        if mat_b.dim() == 2:
+            result[offs.diff(prepend=offs.new_zeros(1)) == 0] = 3.0
+        return result
+
+    monkeypatch.setattr(experts_module, "ROW_MULTIPLE", 1)
+    monkeypatch.setattr(experts_module, "grouped_mm_serves", lambda *_: True)
+    monkeypatch.setattr(F, "grouped_mm", leaves_anything)
+    assert find_fault(dtype) == "", "they are masked"
+    monkeypatch.setattr(torch.Tensor, "masked_fill_", lambda tensor, mask, value: tensor)
+    assert "experts' gradients of up differ" in find_fault(dtype)
+
+
+@pytest.mark.parametrize("name", ["linear", "ChunkedCrossEntropy", "apply_experts"])
+def test_device_check_catches_a_row_that_is_wrong(name, monkeypatch):
+    """In what the parts of a model return, or in the gradient of what they are given."""
+    right = getattr(self_check, name)
+
+    class OneRowDoubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, dx):
+            dx = dx.clone()
+            dx[-1] *= 2
+            return dx
+
+    def wrong(first, *rest):
+        return (right.apply if name == "ChunkedCrossEntropy" else right)(OneRowDoubled.apply(first), *rest)
+
+    monkeypatch.setattr(self_check, name, SimpleNamespace(apply=wrong) if name == "ChunkedCrossEntropy" else wrong)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert "gradients of" in find_fault(dtype)
+
+
+def test_a_device_without_memory_for_the_check_is_out_of_memory_and_not_at_fault(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(self_check, "fault_of_products", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        find_fault(torch.float32)
 
 
 def test_a_device_that_fails_in_fp32_is_refused(monkeypatch):
-    monkeypatch.setattr(device_module, "find_fault", lambda device, dtype: "logits differ")
+    monkeypatch.setattr(device_module, "find_fault", lambda *_: "logits differ")
     with pytest.raises(UserError, match="device self-check: on cpu, fp32, logits differ.*--device cpu"):
-        device_module.choose_precision(CPU, PRESETS["tiny"], print)
+        device_module.choose_precision(CPU, PRESETS["tiny"], LARGEST, print)
 
 
 def test_precision_is_chosen_by_timing_with_a_margin(monkeypatch):
@@ -154,7 +299,7 @@ def test_precision_is_chosen_by_timing_with_a_margin(monkeypatch):
         monkeypatch.setattr(
             device_module, "seconds_per_step", lambda device, dtype, config, s=seconds_of_bf16: s if dtype else 1.0
         )
-        assert device_module.choose_precision(CPU, config, lambda line: None) == chosen
+        assert device_module.choose_precision(CPU, config, LARGEST, lambda line: None) == chosen
 
 
 @pytest.mark.parametrize("kind, asked", [("cuda", [True]), ("mps", [False]), ("cpu", [False])])
@@ -183,13 +328,8 @@ def test_an_old_torch_on_a_mac_is_refused():
         device_module.require_fixed_mps("2.12.1")
 
 
-@pytest.mark.parametrize("kind, is_lean", [("dense", False), ("moe", False), ("moe", True)])
-@pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
-def test_planned_activations_are_those_that_autograd_keeps(kind, is_lean, compute_dtype):
-    config = ModelConfig(vocab_size=16, d_model=128, n_layers=4, n_heads=4, context_length=64)
-    model = (lively_dense_model if kind == "dense" else lively_moe_model)(config)
-    model.compute_dtype = compute_dtype
-    model.keep_hidden(not is_lean)
+def kept_by_autograd(model, tokens: torch.Tensor) -> int:
+    """Bytes that the backward pass of the loss needs of the forward pass, without the parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
@@ -200,11 +340,42 @@ def test_planned_activations_are_those_that_autograd_keeps(kind, is_lean, comput
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss, _ = next_token_loss(model, torch.randint(16, (8, 65)))
-    measured = sum(size for _, size in kept.values())
+        loss, _ = next_token_loss(model, tokens)
+    return sum(size for _, size in kept.values())
+
+
+@pytest.mark.parametrize("kind, is_lean", [("dense", False), ("moe", False), ("moe", True)])
+@pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
+def test_planned_activations_are_those_that_autograd_keeps(kind, is_lean, compute_dtype):
+    """On MPS as on a CPU that is held to torch's composite attention, the one that is differentiable there."""
+    config = ModelConfig(vocab_size=16, d_model=128, n_layers=4, n_heads=4, context_length=256)
+    model = (lively_dense_model if kind == "dense" else lively_moe_model)(config)
+    model.compute_dtype = compute_dtype
+    model.keep_hidden(not is_lean)
+    tokens = torch.randint(16, (4, 257))
     head = 16 * 4 * (3 * 128 + 128)
-    planned = activation_bytes(model.config, 8 * 64, CPU, compute_dtype, is_lean) - head
-    assert planned == pytest.approx(measured, rel=0.12)
+    for device, attention in (("cpu", SDPBackend.FLASH_ATTENTION), ("mps", SDPBackend.MATH)):
+        with sdpa_kernel(attention):
+            measured = kept_by_autograd(model, tokens)
+        planned = activation_bytes(model.config, 4 * 256, torch.device(device), compute_dtype, is_lean)
+        # At 16 ids the logits are less than the attention that the backward pass makes of one layer.
+        planned -= head if device == "cpu" else 2 * 4 * (4 * 4 * 256**2)
+        assert planned == pytest.approx(measured, rel=0.12), device
+
+
+def test_the_card_is_planned_on_mps_with_its_attention():
+    """One T × T a head and layer in fp32: 34 MB at a context of 256 tokens, and 0.5 GB at 1,024."""
+    card = TrainingConfig()
+    large = card.phase_geometries(50_257)[2]
+    for context_length, megabytes in ((256, 33.55), (1024, 536.9)):
+        model = dataclasses.replace(large, context_length=context_length)
+        tokens = 8 * context_length
+        of = {
+            device: activation_bytes(model, tokens, torch.device(device), torch.bfloat16, True)
+            for device in ("cuda", "mps")
+        }
+        probabilities = (of["mps"] - of["cuda"]) / large.n_layers
+        assert probabilities == pytest.approx(megabytes * 1e6, rel=1e-3)
 
 
 def plan_of(config, vocab_size, compute_dtype=None):

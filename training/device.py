@@ -10,14 +10,11 @@ from pathlib import Path
 import torch
 
 from config import ModelConfig, TrainingConfig, UserError
-from models import Transformer, build_dense_model, next_token_loss
-from models.transformer import INIT_STD
+from models import build_dense_model, next_token_loss
+from training.self_check import find_fault
 
 # A lower precision has to be this much faster to be taken: a run should not depend on a close race.
 WORTHWHILE_SPEEDUP = 1.15
-# Agreement with the CPU's fp32, as |difference| / |expected| of logits and gradients. Rounding is
-# some 1e-6 in fp32 and 1e-2 in bf16; a kernel that computes something else is of the order of 1.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 def pick_device(name: str) -> torch.device:
@@ -59,17 +56,22 @@ def require_fixed_mps(torch_version: str) -> None:
         )
 
 
-def choose_precision(device: torch.device, config: TrainingConfig, say=print) -> torch.dtype | None:
-    """Checks the device in about a second, and returns the dtype to compute in (None for fp32).
+def choose_precision(
+    device: torch.device, config: TrainingConfig, largest: ModelConfig, say=print
+) -> torch.dtype | None:
+    """Checks the device in some seconds, and returns the dtype to compute in (None for fp32).
 
-    Each precision has to keep the future out of the past and to agree with the CPU's fp32;
-    `precision="auto"` then takes bf16 where it is worth it by timing.
+    Each precision has to keep the future out of the past and to agree with the CPU's fp32, also in the shapes of
+    this run; `precision="auto"` then takes bf16 where it is worth it by timing.
 
+    Args:
+        largest: the largest model of the run.
     Raises:
         UserError: the device fails in fp32, or in the precision that was asked for.
     """
     wanted = [torch.float32] if config.precision == "fp32" else [torch.float32, torch.bfloat16]
-    faults = {dtype: find_fault(device, dtype) for dtype in wanted}
+    n_tokens = -(-config.batch_size // config.accumulate) * config.context_length
+    faults = {dtype: find_fault(device, dtype, largest, n_tokens) for dtype in wanted}
     if faults[torch.float32]:
         raise UserError(
             f"device self-check: on {device}, fp32, {faults[torch.float32]}; update torch, or give --device cpu"
@@ -92,60 +94,6 @@ def choose_precision(device: torch.device, config: TrainingConfig, say=print) ->
     chosen = "bf16" if take_bf16 else "fp32"
     say(f"{checked} ({device}); precision {chosen}: bf16 runs at {speedup:.2f}× the speed of fp32")
     return torch.bfloat16 if take_bf16 else None
-
-
-def find_fault(device: torch.device, dtype: torch.dtype) -> str:
-    """What is wrong with a small model on this device in this precision; empty if nothing is."""
-    # All experts serve every token: otherwise rounding alone could send one to another expert.
-    geometry = ModelConfig(vocab_size=512, d_model=64, n_layers=2, n_heads=2, n_experts=4, top_k=4, context_length=64)
-    llama = dataclasses.replace(geometry, architecture="llama", queries_per_kv=2)
-    tokens = torch.randint(512, (2, 65), generator=torch.Generator().manual_seed(0))
-    try:
-        for config in (geometry.upcycled(n_experts=0, top_k=4), geometry, llama):
-            expected = logits_and_gradients(check_model(config), tokens)
-            model = check_model(config).to(device)
-            model.compute_dtype = None if dtype == torch.float32 else dtype
-            for name, value in logits_and_gradients(model, tokens.to(device)).items():
-                error = ((value.cpu() - expected[name]).norm() / expected[name].norm()).item()
-                if not error <= TOLERANCE[dtype]:
-                    return f"{name} differ from the CPU's by {error:.1e} of their size"
-            if leak := future_leak(model, tokens[:, :-1].to(device)):
-                return f"changing a future token moves past logits by {leak:.1e}"
-    except (RuntimeError, TypeError) as error:  # MPS refuses a dtype with a TypeError
-        return f"it cannot be computed ({str(error).splitlines()[0]})"
-    return ""
-
-
-@torch.no_grad()
-def check_model(config: ModelConfig) -> Transformer:
-    """A random model in which every block matters: at the usual initialisation none does."""
-    model = Transformer.empty(config).initialise(torch.Generator().manual_seed(0))
-    for name, parameter in model.named_parameters():
-        if name.startswith("blocks") and parameter.ndim > 1:
-            parameter.mul_(0.5 / INIT_STD / parameter.shape[-1] ** 0.5)
-    return model
-
-
-def logits_and_gradients(model: Transformer, tokens_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The logits, and the gradient of the language-model loss for each kind of matrix."""
-    logits = model(tokens_BT[:, :-1]).detach().float()
-    next_token_loss(model, tokens_BT)[0].backward()
-    block = model.blocks[0]
-    matrices = {"embedding": model.embedding, "qkv": block.attention.qkv, "up": block.mlp.up, "down": block.mlp.down}
-    return {"logits": logits} | {f"gradients of {name}": module.weight.grad for name, module in matrices.items()}
-
-
-@torch.no_grad()
-def future_leak(model: Transformer, tokens_BT: torch.Tensor) -> float:
-    """Largest change of logits before position T/2 when the token there changes; 0.0 within rounding."""
-    half = tokens_BT.shape[1] // 2
-    changed = tokens_BT.clone()
-    changed[:, half] = (changed[:, half] + 1) % model.config.vocab_size
-    before, after = (model(tokens)[:, :half].float() for tokens in (tokens_BT, changed))
-    difference = (before - after).abs().max().item()
-    # A token's row stands elsewhere among its expert's rows once others change: rounding, no leak.
-    rounding = 1e-4 if model.compute_dtype is None else 2e-2
-    return difference if difference > rounding * before.abs().max().item() else 0.0
 
 
 def used_bytes(device: torch.device) -> int | None:

@@ -110,7 +110,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _clip_and_move(self, parameter: Tensor, group: dict, largest_norm: float) -> None:
-        norm = parameter.grad.norm()
+        norm = torch.linalg.vector_norm(parameter.grad)
         self.norms_in_backward.append(norm)
         whole_norm = self.state[parameter].get("whole_norm", norm)
         sound = self.is_sound & (norm <= EXPLODED * largest_norm)
@@ -225,7 +225,7 @@ def orthogonalise(stack_NOI: Tensor) -> Tensor:
 
     x ← (A + B x xᵀ + C (x xᵀ)²) x, in buffers that serve every iteration.
     """
-    x = stack_NOI / stack_NOI.norm(dim=(-2, -1), keepdim=True).clamp(min=SMALLEST_NORM)
+    x = stack_NOI / torch.linalg.vector_norm(stack_NOI, dim=(-2, -1), keepdim=True).clamp(min=SMALLEST_NORM)
     y, gram = torch.empty_like(x), x.new_empty(*x.shape[:2], x.shape[1])
     polynomial = torch.empty_like(gram)
     for _ in range(STEPS):

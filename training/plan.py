@@ -109,14 +109,20 @@ def activation_bytes(
     the turned gate and their product; of an MoE those (without the turned gate) and its output, top_k times, or with
     lean memory its output alone. In a lower precision the rounded matrices of attention and of a dense MLP as well,
     and the router's input in fp32.
+
+    On MPS no fused attention can be trained: torch's composite one keeps q, k and v in fp32, its output once, and for
+    each head the probabilities of every token over all tokens. Its backward pass makes two more of those, of one
+    layer at a time, when the logits are gone.
     """
     size = compute_dtype.itemsize if compute_dtype else 4
     kv, hidden = 1 / model.queries_per_kv, model.hidden_ratio
-    attention = 6 + 3 * kv + (2 if model.queries_per_kv > 1 else 0)
+    attention, probabilities = (6 + 3 * kv + (2 if model.queries_per_kv > 1 else 0)) * size, 0
     mlp = (4 if model.is_llama else 2) * hidden
     if model.is_moe:
         mlp = model.top_k * (1 if is_lean else 1 + (3 if model.is_llama else 2) * hidden)
-    per_layer = tokens * model.d_model * (2 * 4 + (attention + mlp) * size)
+    if device.type == "mps":
+        attention, probabilities = 3 * 4 + 3 * size, 4 * tokens * model.n_heads * model.context_length
+    per_layer = tokens * model.d_model * (2 * 4 + attention + mlp * size) + probabilities
     if compute_dtype:
         matrices = 2 + 2 * kv + (0 if model.is_moe else (3 if model.is_llama else 2) * hidden)
         per_layer += size * matrices * model.d_model**2
@@ -124,7 +130,7 @@ def activation_bytes(
     # Logits and their softmax; the output matrix rounded, and its gradient, in the compute dtype and in fp32.
     chunk = min(tokens, tokens_per_chunk(device))
     head = (2 * size * (chunk + model.d_model) + 4 * model.d_model) * model.vocab_size
-    return model.n_layers * per_layer + head
+    return model.n_layers * per_layer + max(head, 2 * probabilities)
 
 
 def lean_gradient_bytes(model: ModelConfig) -> float:

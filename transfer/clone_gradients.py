@@ -71,13 +71,14 @@ def compare_clone_gradients(
 
 
 def relative_differences(gradient: Tensor, axis: AxisMap) -> Tensor:
-    """|g₁ - g₂| / max(|g₁|, |g₂|) for all clone pairs along the rows (…, row, in) of a gradient.
+    """|g₁ - g₂| / max(|g₁|, |g₂|) for all clone pairs along the rows (…, row, in) of a gradient, on the CPU.
 
     Pairs without any gradient (an expert that no token chose) are left out.
     """
     first, second = (index.to(gradient.device) for index in axis.clone_pairs())
     g1, g2 = gradient.index_select(-2, first), gradient.index_select(-2, second)
-    size = torch.maximum(g1.norm(dim=-1), g2.norm(dim=-1)).flatten()
-    distance = (g1.sub_(g2)).norm(dim=-1).flatten()
+    size = torch.maximum(*(torch.linalg.vector_norm(g, dim=-1) for g in (g1, g2))).flatten()
+    distance = torch.linalg.vector_norm(g1.sub_(g2), dim=-1).flatten()
+    size, distance = torch.stack((size, distance)).cpu()  # once: what is left to do would wait for the device each time
     learning = size != 0
     return distance[learning] / size[learning]

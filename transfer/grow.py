@@ -19,7 +19,7 @@ from pathlib import Path
 from command_line import OneLineParser, require_writable, run_command
 from config import TrainingConfig
 from models import load_model, save_model, summary
-from models.files import bring_tokenizer
+from models.files import bring_tokenizer, tokenizer_beside
 from transfer.rounding import PRECISIONS, dtype_name, precision_of
 from transfer.simple_growth import scale_bilaterally
 from transfer.verify_growth_mechanics import detailed_growth_check
@@ -44,8 +44,6 @@ def build_parser() -> argparse.ArgumentParser:
         usage="python -m transfer.grow --checkpoint IN --out OUT [--SETTING VALUE ...]",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
 
     def add(flag: str, takes: Callable, metavar: str, text: str, **more):
@@ -91,6 +89,7 @@ def grow(given: argparse.Namespace) -> list[str]:
     """
     require_writable(given.out, given.checkpoint)
     old_model = load_model(given.checkpoint)
+    tokenizer_beside(old_model.config, given.checkpoint)
     precision_of(old_model)
     print(f"old  {summary(old_model.config)}")
     print(f"new  {summary(old_model.config.grown(given.scale_factor, given.extra_layers))}")

@@ -8,11 +8,9 @@ gradients       share of the new parameters that no step so far has given any gr
 effective rank  how many directions the grown matrices use (a matrix of clones uses half)
 experts         how evenly the routers use them
 
-    coverage = GradientCoverage(model, old_config)
-    for tokens_BT in batches:
-        …  # one step of training
-        coverage.steps += 1
     print("\\n".join(liveness_report(model, old_config, tokens_BT, coverage).summary()))
+
+with a `GradientCoverage` (transfer/gradient_coverage.py) that has watched those steps.
 """
 
 from __future__ import annotations
@@ -21,21 +19,16 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from config import ModelConfig
 from models import Routing, Transformer
 from models.products import long_product
-from models.shards import is_shared, own, own_range, shared_as, whole
+from models.shards import whole
+from transfer.gradient_coverage import GradientCoverage, maps_between
 from transfer.growth_maps import AxisMap, GrowthMaps
-
-BITS = tuple(1 << i for i in range(8))
-# By the first of these that a parameter's name contains.
-MODULES = ("norm", "router", "attention", "mlp", "embedding")
 
 
 @dataclass
@@ -145,166 +138,6 @@ def liveness_report(
     return report
 
 
-def maps_between(old: ModelConfig, new: ModelConfig) -> GrowthMaps:
-    """The axes' maps of either boundary. Raises UserError where `new` is no growth of `old`."""
-    return GrowthMaps.between(old if old.is_moe else old.upcycled(new.n_experts, new.top_k), new)
-
-
-class GradientCoverage:
-    """Which new parameters have had a gradient other than zero in any step so far.
-
-    New is what the old model did not have: identity blocks, all clones but the first, all experts
-    but the first of an upcycled layer, and its router. Zero means exactly zero: a gradient that is
-    nothing but rounding counts, and so do the equal gradients of locked clones. This finds what is
-    cut off; the cosines find what moves without parting.
-
-    It looks at each gradient when the backward pass completes it, before hooks that are registered later
-    (and may free it), and holds one bit per new parameter, on the parameter's device. Where ranks share the model,
-    each watches its own part; then all of them have to ask for the figures and the state.
-    """
-
-    def __init__(self, model: Transformer, old_config: ModelConfig):
-        """Raises UserError where `model` is no growth of `old_config`."""
-        self.steps = 0  # counted by whoever trains
-        self._watched: dict[str, list[Watched]] = {}
-        maps = maps_between(old_config, model.config)
-        with torch.device("meta"):
-            old_parameters = dict(Transformer(old_config).named_parameters())
-        self._hooks = []
-        self._parameters = dict(model.named_parameters())
-        for name, parameter in self._parameters.items():
-            old = old_parameters.get(maps.old_name(name))
-            # A dense matrix is expert 0 of the stack that it became.
-            corner = (0,) if old is None else (1,) * (parameter.ndim - old.ndim) + tuple(old.shape)
-            parts = [Watched.of(parameter, part) for part in outside_corner(parameter.shape, corner)]
-            self._watched[name] = [part for part in parts if part.n_parameters]
-            if self._watched[name] and parameter.requires_grad:
-                look = partial(self.look, name)
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(look))
-
-    @torch.no_grad()
-    def look(self, name: str, parameter: Tensor) -> None:
-        """Takes note of the parameter's gradient."""
-        for part in self._watched[name]:
-            part.seen_bits |= packed(own(parameter.grad)[part.own_where] != 0)
-
-    def close(self) -> None:
-        """Looks no more."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def state(self) -> dict:
-        """What has been seen so far: `steps`, and each part's `seen_bits`."""
-        seen = [part.whole_bits(self._parameters[name]) for name, parts in self._watched.items() for part in parts]
-        return {"steps": self.steps, "seen": seen}
-
-    def go_on_from(self, state: dict) -> None:
-        """Takes over the `state` of a coverage of the same two geometries."""
-        self.steps = state["steps"]
-        parts = [(name, part) for name, parts in self._watched.items() for part in parts]
-        for (name, part), seen_bits in zip(parts, state["seen"], strict=True):
-            part.take_bits(seen_bits, self._parameters[name])
-
-    @property
-    def new_parameters(self) -> int:
-        return sum(part.n_parameters for parts in self._watched.values() for part in parts)
-
-    def never_touched_share(self) -> float:
-        """0 to 1, of all new parameters; 0 where there are none."""
-        untouched = sum(sum(counts) for counts in self._untouched().values())
-        return untouched / max(self.new_parameters, 1)
-
-    def never_touched_by_module(self) -> dict[str, float]:
-        """The share within each of `MODULES` that has new parameters."""
-        by_module, untouched = {module: [] for module in MODULES}, self._untouched()
-        for name, parts in self._watched.items():
-            by_module[next(module for module in MODULES if module in name)] += zip(parts, untouched[name])
-        return {
-            module: sum(count for _, count in parts) / sum(part.n_parameters for part, _ in parts)
-            for module, parts in by_module.items()
-            if parts
-        }
-
-    def _untouched(self) -> dict[str, list[int]]:
-        """By parameter, how many of each part have had no gradient, on all ranks together."""
-        return {
-            name: [part.n_untouched(self._parameters[name]) for part in parts] for name, parts in self._watched.items()
-        }
-
-
-@dataclass
-class Watched:
-    """A part of a parameter, and a bit for each of its elements, in bytes of eight, set once it has had a gradient.
-
-    `own_where` is what of the part lies in this rank's own part of the parameter, counted from its beginning;
-    the bits are those of its elements.
-    """
-
-    where: tuple[slice, ...]
-    own_where: tuple[slice, ...]
-    n_parameters: int
-    seen_bits: Tensor  # uint8
-
-    @classmethod
-    def of(cls, parameter: Tensor, where: tuple[slice, ...]) -> Watched:
-        dim, first, last = own_range(parameter)
-        bounds = [
-            where[d].indices(parameter.shape[d])[:2] if d < len(where) else (0, n)
-            for d, n in enumerate(parameter.shape)
-        ]
-        n_parameters = math.prod(stop - start for start, stop in bounds)
-        start, stop = bounds[dim]
-        bounds[dim] = (min(max(start, first), last) - first, max(min(stop, last), first) - first)
-        own_where = tuple(slice(start, max(start, stop)) for start, stop in bounds)
-        n_own = math.prod(part.stop - part.start for part in own_where)
-        bits = torch.zeros(math.ceil(n_own / 8), dtype=torch.uint8, device=parameter.device)
-        return cls(where, own_where, n_parameters, bits)
-
-    def n_untouched(self, parameter: Tensor) -> int:
-        seen = self.whole_bits(parameter)
-        return self.n_parameters - sum((seen & bit).count_nonzero().item() for bit in BITS)
-
-    def whole_bits(self, parameter: Tensor) -> Tensor:
-        """Those of the part's elements on all ranks, in the order in which a parameter that nobody shares has them."""
-        if not is_shared(parameter):
-            return self.seen_bits
-        seen = torch.zeros_like(parameter, dtype=torch.uint8)
-        own_seen = own(seen)[self.own_where]
-        own_seen.copy_(unpacked(self.seen_bits, own_seen.numel()).view_as(own_seen))
-        return packed(whole(seen)[self.where] != 0)
-
-    def take_bits(self, whole_bits: Tensor, parameter: Tensor) -> None:
-        """Goes on from what `whole_bits` returned, on however many ranks."""
-        if not is_shared(parameter):
-            self.seen_bits.copy_(whole_bits)
-            return
-        seen = torch.zeros(parameter.shape, dtype=torch.uint8, device=parameter.device)
-        seen[self.where] = unpacked(whole_bits.to(seen.device), self.n_parameters).view_as(seen[self.where])
-        self.seen_bits.copy_(packed(own(shared_as(seen, parameter))[self.own_where] != 0))
-
-
-def packed(flags: Tensor) -> Tensor:
-    """Eight booleans a byte, uint8 (⌈n / 8⌉,)."""
-    flags = F.pad(flags.flatten().to(torch.uint8), (0, -flags.numel() % 8)).view(-1, 8)
-    return (flags * torch.tensor(BITS, dtype=torch.uint8, device=flags.device)).sum(-1, dtype=torch.uint8)
-
-
-def unpacked(bits: Tensor, n: int) -> Tensor:
-    """The inverse of `packed`: uint8 (n,), 0 or 1."""
-    flags = bits[:, None] & torch.tensor(BITS, dtype=torch.uint8, device=bits.device)
-    return (flags != 0).flatten()[:n].to(torch.uint8)
-
-
-def outside_corner(shape: torch.Size, corner: tuple[int, ...]) -> list[tuple[slice, ...]]:
-    """Disjoint parts, one per dimension of `corner`, that make up what lies outside a leading corner.
-
-    Growth appends: the first copies are the leading units of every axis, so an old parameter is
-    the leading corner of the grown one.
-    """
-    inside = [slice(0, size) for size in corner]
-    return [(*inside[:dim], slice(size, shape[dim])) for dim, size in enumerate(corner)]
-
-
 def width_cosines(model: Transformer, maps: GrowthMaps) -> list[CloneCosine]:
     """Cosines between the rows that produce two copies of one unit, in the blocks that are no identity.
 
@@ -338,7 +171,7 @@ def row_cosines(weight: Tensor, axis: AxisMap) -> Tensor:
     # Expert by expert: the temporaries are three times as large as what they are made of.
     for matrix in weight.view(-1, *weight.shape[-2:]):
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-        length = matrix.norm(dim=-1)
+        length = torch.linalg.vector_norm(matrix, dim=-1)
         product = (matrix.index_select(0, first) * matrix.index_select(0, second)).sum(-1)
         cosines.append(product / (length[first] * length[second]))
     return torch.cat(cosines).cpu()

@@ -99,6 +99,19 @@ class RouterChoices:
 
 
 @contextmanager
+def recording(model: Transformer) -> Iterator[list[Tensor]]:
+    """Yields a list that is filled with the logits of every router, (N, E), by the passes inside; of a dense model none."""
+    logits: list[Tensor] = []
+    routers = [block.mlp.router for block in model.blocks] if model.config.is_moe else []
+    handles = [router.register_forward_hook(lambda _m, _i, logits_NE: logits.append(logits_NE)) for router in routers]
+    try:
+        yield logits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def following(
     model: Transformer, old_logits: list[Tensor], block_origins: list[int | None], tolerance: float
 ) -> Iterator[RouterChoices]:

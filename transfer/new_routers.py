@@ -29,6 +29,6 @@ def turn_from_mean(model: Transformer, blocks: list[int], tokens_BT: Tensor) -> 
         weight = model.blocks[index].mlp.router.weight
         weight_ED = whole(weight)
         mean_D = inputs[index].flatten(0, 1).to(weight_ED.dtype).mean(0)
-        direction_D = mean_D / mean_D.norm().clamp(min=torch.finfo(mean_D.dtype).tiny)
+        direction_D = mean_D / torch.linalg.vector_norm(mean_D).clamp(min=torch.finfo(mean_D.dtype).tiny)
         with filling(weight) as value_ED:
             value_ED.copy_(weight_ED - torch.outer(weight_ED @ direction_D, direction_D))

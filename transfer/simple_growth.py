@@ -52,7 +52,7 @@ def hyperclone_weight(
         weight = rows.written(weight, dim=-2)
     if columns is not None and noise_std:
         # Root mean square over the copies; columns of fillings are zero and do not count.
-        std = noise_std * weight.norm().item() / math.sqrt(weight.numel() * columns.tiled_share)
+        std = noise_std * torch.linalg.vector_norm(weight).item() / math.sqrt(weight.numel() * columns.tiled_share)
         columns.add_cancelling_noise(weight, std, generator)
     return weight
 

@@ -11,7 +11,7 @@ from run import loop, start
 from tests.faults import kill_points
 from tests.faults.kills import killed_after, killed_at, resumed
 from tests.faults.runs import parted, resume
-from transfer.liveness import GradientCoverage
+from transfer.gradient_coverage import GradientCoverage
 
 # One of each kind; the campaign goes by all of them.
 SELECTION = [

@@ -16,7 +16,7 @@ from training import ranks
 from training.bad_steps import is_sound
 from training.optimizer import read_state
 from training.step import prepare_training, train_step
-from transfer.liveness import GradientCoverage
+from transfer.gradient_coverage import GradientCoverage
 from transfer.optimizer_growth import grow_optimizer_state
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
