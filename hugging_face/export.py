@@ -91,7 +91,7 @@ def export(checkpoint: Path, out: Path, tokenizer: str | None = None) -> None:
             (folder / "tokenizer.json").write_bytes(content)
             for name, values in texts.items():
                 (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-            write_weights(weights(model), folder)
+            write_weights(weights(model), folder, as_matrices=config.is_llama)
             (folder / "README.md").write_text(card, encoding="utf-8")
             picture = checkpoint.with_name(PICTURE_NAME)
             if picture.is_file():
@@ -146,9 +146,11 @@ def balance_weight_of(checkpoint: Path) -> float:
     return config.get("balance_weight", TrainingConfig.balance_weight)
 
 
-def write_weights(tensors: dict[str, Tensor], folder: Path) -> None:
+def write_weights(tensors: dict[str, Tensor], folder: Path, as_matrices: bool) -> None:
     """One safetensors file, or shards of `SHARD_BYTES` at most and the index that says which tensor is in which.
 
+    Args:
+        as_matrices: views of more dimensions than two are written as matrices.
     Raises:
         OSError, SafetensorError: as writing does.
     """
@@ -168,7 +170,10 @@ def write_weights(tensors: dict[str, Tensor], folder: Path) -> None:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for name, shard in zip(names, shards):
         # Parts of one parameter would be refused as tensors that share memory: a copy of one shard at a time.
-        copies = {name: tensor.reshape(shape_in_file(tensor)).clone() for name, tensor in shard.items()}
+        copies = {
+            name: tensor.reshape(shape_in_file(tensor) if as_matrices else tensor.shape).clone()
+            for name, tensor in shard.items()
+        }
         save_file(copies, folder / name, metadata={"format": "pt"})
         # It comes readable for its owner alone, in a folder that is made to be handed on.
         shutil.copymode(folder / "config.json", folder / name)

@@ -25,7 +25,7 @@ from models.sampling import Sampling
 from phases import MODEL_NAMES
 from run import records
 from tests.rounding import require_clear_choices, same_story
-from training.device import check_model
+from training.self_check import check_model
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_generate import TOLERANCE, largest_drift, talkative_model
+from test_generate import TOLERANCE, largest_drift
 from test_run import run
 
 from config import ModelConfig, TrainingConfig, UserError
@@ -169,9 +169,9 @@ def test_scaling_reaches_the_tables_and_the_logits():
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("n_experts", [0, 8])
-def test_a_text_read_in_parts_is_the_text_read_at_once(n_experts, dtype):
-    model = talkative_model(dataclasses.replace(LLAMA, vocab_size=101, norm_eps=1e-5), n_experts).to(dtype)
+@pytest.mark.parametrize("build", [lively_dense_model, lively_moe_model])
+def test_a_text_read_in_parts_is_the_text_read_at_once(build, dtype):
+    model = build(dataclasses.replace(LLAMA, vocab_size=101)).to(dtype)
     for parts in ([1] * 24, [3, 4, 1, 16], [24]):
         assert largest_drift(model, parts) < TOLERANCE[dtype], parts
     # Two key-value heads are kept, not four.
