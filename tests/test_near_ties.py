@@ -12,7 +12,7 @@ from run.boundary import compare_stories, without_near_ties
 from test_growth_checks import lively_dense_model, lively_moe_model
 from tests.broken_growth import add_near_ties
 from tests.sweep_growth import sweep
-from training.evaluate import heldout_loss
+from training.heldout import heldout_loss
 from transfer.growth_maps import block_origins
 from transfer.near_ties import RouterChoices, following, near_tied, parting, rounding_parts
 from transfer.probe import trace

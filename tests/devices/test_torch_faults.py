@@ -13,7 +13,7 @@ from tests.devices import torch_faults
 from tests.devices.pretend_device import DeviceFault
 from tests.devices.pretending import pretending
 from training import device as device_module
-from training.evaluate import heldout_loss
+from training.heldout import heldout_loss
 from training.self_check import find_fault
 from training.step import prepare_training, train_step
 from transfer.liveness import expert_cosines
