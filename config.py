@@ -76,6 +76,9 @@ class TrainingConfig:
     """Train although the memory plan says that it will not fit."""
 
     # == Model ==
+    architecture: Literal["neox", "llama"] = "neox"
+    """Which family the model is of. neox: LayerNorm, GELU and biases, as GPT-NeoX. llama: RMSNorm, SwiGLU and no biases;
+    its mixture of experts leaves as a stock Mixtral."""
     d_model: int = 832
     """Width of the dense model; a multiple of n_heads. Usual: 128 to 1024; lower it when steps are slow."""
     n_layers: int = 7
@@ -205,7 +208,9 @@ class TrainingConfig:
             raise UserError("; ".join(problems))
 
     def dense_geometry(self, vocab_size: int, tokenizer: str = "") -> ModelConfig:
-        """The model of phase 1."""
+        """The model of phase 1. A Llama's three matrices of an MLP have as many hidden units, 8/3 of its width and up to
+        a multiple of 64, as give them the parameters of NeoX's two."""
+        is_llama = self.architecture == "llama"
         return ModelConfig(
             vocab_size,
             self.d_model,
@@ -213,6 +218,8 @@ class TrainingConfig:
             self.n_heads,
             context_length=self.context_length,
             tokenizer=tokenizer,
+            architecture=self.architecture,
+            hidden_ratio=-(-self.d_model // 24) * 64 / self.d_model if is_llama else ModelConfig.hidden_ratio,
         )
 
     def phase_geometries(self, vocab_size: int, tokenizer: str = "") -> tuple[ModelConfig, ...]:

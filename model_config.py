@@ -18,6 +18,8 @@ LARGEST = {
     "n_experts": 2**12,
     "context_length": 2**20,
 }
+LARGEST_RATIO = 64
+ARCHITECTURES = ("neox", "llama")
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,14 @@ class ModelConfig:
     `tokenizer` names what the ids mean, so that a model file can be used by itself: "builtin", "gpt2" or the
     name of a tokenizer file beside it; "" where nobody knows.
 
-    The last three are for imported models (docs/HUGGING_FACE.md). `parallel_residual`: attention and MLP of a block
-    read the same residual. `rotary_share`: the leading share of each head that RoPE turns. `tied`: the
-    output matrix is the input embedding.
+    `architecture`: "neox" has LayerNorm, GELU and biases; "llama" RMSNorm, SwiGLU and no biases.
+    `queries_per_kv`: query heads that share one key and value head. `hidden_ratio`: hidden units of the MLP, and of every
+    expert, in multiples of d_model. Both are ratios because growth keeps them.
+
+    The last four are for imported models (docs/HUGGING_FACE.md). `parallel_residual`: attention and MLP of a block
+    read the same residual; with `rotary_share`, the leading share of each head that RoPE turns, it is NeoX's alone.
+    `tied`: the output matrix is the input embedding. `rope_scaling`: Llama 3's four numbers (models/attention.py), or
+    none.
 
     Raises:
         UserError: the geometry is impossible; the text names every problem.
@@ -50,9 +57,15 @@ class ModelConfig:
     parallel_residual: bool = False
     rotary_share: float = 1.0
     tied: bool = True
+    architecture: str = "neox"
+    queries_per_kv: int = 1
+    hidden_ratio: float = 4.0
+    rope_scaling: tuple[float, ...] = ()
 
     def __post_init__(self):
         problems = []
+        # A file may hold it as a list, which has no hash.
+        object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))
         for name, limit in LARGEST.items():
             smallest = 0 if name == "n_experts" else 1
             if not smallest <= getattr(self, name) <= limit:
@@ -72,10 +85,37 @@ class ModelConfig:
                 f"rotary_share {self.rotary_share} of head_dim {self.head_dim} has to be an even number of features, "
                 f"at least 2"
             )
+        elif not problems and (self.queries_per_kv < 1 or self.n_heads % self.queries_per_kv):
+            problems.append(
+                f"n_heads {self.n_heads} is no multiple of queries_per_kv {self.queries_per_kv}, "
+                f"the query heads that share a key-value head"
+            )
+        elif not problems and not (0 < self.hidden_ratio <= LARGEST_RATIO and self.d_hidden >= 1):
+            problems.append(
+                f"hidden_ratio is {self.hidden_ratio}, must give 1 hidden unit or more, and at most {LARGEST_RATIO} d_model"
+            )
+        if self.rope_scaling and not (
+            len(self.rope_scaling) == 4 and min(self.rope_scaling) > 0 and self.rope_scaling[1] < self.rope_scaling[2]
+        ):
+            problems.append(
+                f"rope_scaling is {self.rope_scaling}, must be four numbers above 0, the second below the third"
+            )
         if self.n_experts > 0 and not 1 <= self.top_k <= self.n_experts:
             problems.append(f"top_k is {self.top_k}, must be between 1 and n_experts {self.n_experts}")
+        if self.architecture not in ARCHITECTURES:
+            problems.append(f"architecture is {self.architecture!r}, must be one of {', '.join(ARCHITECTURES)}")
+        if self.is_llama and (self.parallel_residual or self.rotary_share != 1):
+            problems.append("parallel_residual and rotary_share are NeoX's, but architecture is 'llama'")
         if problems:
             raise UserError("; ".join(problems))
+
+    @property
+    def is_llama(self) -> bool:
+        return self.architecture == "llama"
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self.n_heads // self.queries_per_kv
 
     @property
     def head_dim(self) -> int:
@@ -89,7 +129,7 @@ class ModelConfig:
     @property
     def d_hidden(self) -> int:
         """Hidden units of the MLP, and of every expert."""
-        return 4 * self.d_model
+        return round(self.hidden_ratio * self.d_model)
 
     @property
     def is_moe(self) -> bool:
@@ -100,26 +140,29 @@ class ModelConfig:
         return dataclasses.replace(self, n_experts=n_experts, top_k=top_k)
 
     def grown(self, scale_factor: float, extra_layers: int) -> ModelConfig:
-        """The geometry after bilateral growth: head_dim stays, so heads scale with the width.
+        """The geometry after bilateral growth: head_dim and queries_per_kv stay, so key-value heads, and with them
+        heads, scale with the width.
 
         Raises:
-            UserError: `scale_factor` gives no whole number of heads, or something shrinks.
+            UserError: `scale_factor` gives no whole number of (key-value) heads, or something shrinks.
         """
         if not math.isfinite(scale_factor) or scale_factor < 1:
             raise UserError(f"scale_factor is {scale_factor}, must be 1 or more: growth never shrinks a model")
         if extra_layers < 0:
             raise UserError(f"extra_layers is {extra_layers}, must be 0 or more: growth never removes layers")
-        n_heads = Fraction(scale_factor).limit_denominator(1000) * self.n_heads
-        if n_heads.denominator != 1:
-            whole = [f"{h / self.n_heads:g}" for h in range(self.n_heads + 1, 2 * self.n_heads + 1)]
+        old_width, n_old = self.d_model, self.n_kv_heads
+        n_new = Fraction(scale_factor).limit_denominator(1000) * n_old
+        if n_new.denominator != 1:
+            whole = [f"{n / n_old:g}" for n in range(n_old + 1, 2 * n_old + 1)]
+            kind = "heads" if self.queries_per_kv == 1 else "key-value heads"
             raise UserError(
-                f"scale_factor {scale_factor:g} turns {self.n_heads} heads into {float(n_heads):g}, "
+                f"scale_factor {scale_factor:g} turns {n_old} {kind} into {float(n_new):g}, "
                 f"which is not a whole number; factors that work up to 2: {', '.join(whole)}"
             )
-        old_width, n_heads = self.d_model, int(n_heads)
+        n_heads = int(n_new) * self.queries_per_kv
         width = n_heads * self.head_dim
-        # The tiles of a residual stream whose width is no multiple of the old one hold only
-        # part of the variance (see transfer/growth_maps.py); the norms' epsilon follows it.
+        # The tiles of a residual stream whose width is no multiple of the old one hold only part of the
+        # variance, or mean of squares (see transfer/growth_maps.py); the norms' epsilon follows it.
         tiled_share = (width // old_width) * old_width / width
         return dataclasses.replace(
             self,

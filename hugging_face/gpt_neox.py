@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from config import ModelConfig, UserError
+from config import ModelConfig
+from hugging_face.fields import Fields
 from models import Transformer
 
 # Parts of parameter names, ours and theirs; "unembedding." first, as "embedding." is a part of it.
@@ -26,6 +27,9 @@ DEFAULTS = {
     "rotary_emb_base": 10_000, "use_parallel_residual": True, "tie_word_embeddings": False, "hidden_act": "gelu",
     "attention_bias": True, "rope_scaling": None, "quantization_config": None,
 }  # fmt: skip
+# Those of them that also stand in `rope_parameters`, and what they are called there.
+ROPE = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
+USED = DEFAULTS | {"rope_parameters": None, "partial_rotary_factor": None, "rope_theta": None, "eos_token_id": None}
 
 
 def neox_name(name: str) -> str:
@@ -37,10 +41,15 @@ def neox_name(name: str) -> str:
 
 def our_name(name: str) -> str:
     """Our name of a parameter of theirs."""
-    name = name.replace("lm_head.", "embed_out.")  # what transformers 5 calls it in memory
+    name = released_name(name)
     for ours, theirs in NAMES.items():
         name = name.replace(theirs, ours)
     return name
+
+
+def released_name(name: str) -> str:
+    """Their name of a parameter in released models; transformers 5 calls the output matrix otherwise in memory."""
+    return name.replace("lm_head.", "embed_out.")
 
 
 def neox_weights(model: Transformer) -> dict[str, Tensor]:
@@ -83,52 +92,37 @@ def from_neox_config(theirs: dict, context_length: int | None = None, tokenizer:
     Raises:
         UserError: naming every field with which our models cannot do.
     """
-    if theirs.get("model_type") != "gpt_neox":
-        raise UserError(f"model_type is {theirs.get('model_type')!r}, must be 'gpt_neox', the family that can be read")
-    values = {**DEFAULTS, **theirs}
-    for name in ("rope_scaling", "rope_parameters"):
-        if not isinstance(values.get(name), (dict, type(None))):
-            raise UserError(f"{name} is {values[name]!r}, must be an object or null")
-    # transformers 5 puts what concerns RoPE into a dict.
-    rope = {**(values["rope_scaling"] or {}), **(values.get("rope_parameters") or {})}
-    values["rotary_pct"] = rope.get("partial_rotary_factor", values["rotary_pct"])
-    values["rotary_emb_base"] = rope.get("rope_theta", values["rotary_emb_base"])
-    problems = []
-
-    def require(holds: bool, name: str, rule: str):
-        if not holds:
-            problems.append(f"{name} is {values[name]!r}, {rule}")
-
-    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
-    for name in (*sizes, "intermediate_size"):
-        require(type(values[name]) is int, name, "must be a whole number")
-    for name in ("layer_norm_eps", "rotary_pct", "rotary_emb_base"):
-        require(type(values[name]) in (int, float) and values[name] > 0, name, "must be a number above 0")
-    for name in ("use_parallel_residual", "tie_word_embeddings"):
-        require(type(values[name]) is bool, name, "must be true or false")
-    require(values["hidden_act"] == "gelu", "hidden_act", "must be 'gelu', the exact one: our MLPs have no other")
-    require(values["attention_bias"] is True, "attention_bias", "must be true: our projections have biases")
-    require(values["quantization_config"] is None, "quantization_config", "but only plain weights can be read")
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    fields = Fields(theirs, USED)
+    rope = fields.rope(ROPE, ignored=("partial_rotary_factor", "rope_theta"))
+    fields.values |= {name: rope[inside] for name, inside in ROPE.items() if inside in rope}
+    fields.require_kinds(
+        "vocab_size hidden_size num_hidden_layers num_attention_heads max_position_embeddings intermediate_size",
+        "layer_norm_eps rotary_pct rotary_emb_base",
+        "use_parallel_residual tie_word_embeddings",
+    )
+    fields.require(
+        fields["hidden_act"] == "gelu", "hidden_act", "must be 'gelu', the exact one: our MLPs have no other"
+    )
+    fields.require(fields["attention_bias"] is True, "attention_bias", "must be true: our projections have biases")
+    fields.require_plain("GPTNeoXForCausalLM")
+    kind = rope.get("rope_type", "default")
     if kind != "default":
-        problems.append(f"the rope_type of RoPE is {kind!r}, must be 'default': our angles are not scaled")
-    if not problems:
-        wanted = 4 * values["hidden_size"]
-        require(values["intermediate_size"] == wanted, "intermediate_size", f"must be 4 hidden_size, {wanted}")
-        if context_length and not 1 <= context_length <= values["max_position_embeddings"]:
-            problems.append(
-                f"--context-length is {context_length}, must be between 1 and max_position_embeddings, "
-                f"{values['max_position_embeddings']}"
-            )
-    if problems:
-        raise UserError("; ".join(problems))
+        fields.problems.append(f"the rope_type of RoPE is {kind!r}, must be 'default': our angles are not scaled")
+    if not fields.problems:
+        wanted = 4 * fields["hidden_size"]
+        fields.require(fields["intermediate_size"] == wanted, "intermediate_size", f"must be 4 hidden_size, {wanted}")
+        fields.require_context(context_length)
+    fields.require_sound()
     return ModelConfig(
-        *(values[name] for name in sizes[:4]),
-        context_length=context_length or values["max_position_embeddings"],
-        rope_base=float(values["rotary_emb_base"]),
-        norm_eps=float(values["layer_norm_eps"]),
+        fields["vocab_size"],
+        fields["hidden_size"],
+        fields["num_hidden_layers"],
+        fields["num_attention_heads"],
+        context_length=context_length or fields["max_position_embeddings"],
+        rope_base=float(fields["rotary_emb_base"]),
+        norm_eps=float(fields["layer_norm_eps"]),
         tokenizer=tokenizer,
-        parallel_residual=values["use_parallel_residual"],
-        rotary_share=float(values["rotary_pct"]),
-        tied=values["tie_word_embeddings"],
+        parallel_residual=fields["use_parallel_residual"],
+        rotary_share=float(fields["rotary_pct"]),
+        tied=fields["tie_word_embeddings"],
     )

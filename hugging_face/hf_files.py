@@ -68,6 +68,11 @@ def pickled_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     yield from content.items()
 
 
+def shape_in_file(view: Tensor) -> torch.Size:
+    """Of a part of a parameter, of however many dimensions: a file holds matrices (out, in) and vectors."""
+    return view.shape if view.dim() < 3 else torch.Size((view.shape[:-1].numel(), view.shape[-1]))
+
+
 def read_json(path: Path) -> dict:
     """Raises UserError where there is none."""
     try:

@@ -1,4 +1,5 @@
-"""Reads a dense GPT-NeoX (Pythia, say) of Hugging Face's format into a model file: see `--help`, docs/HUGGING_FACE.md.
+"""Reads a Llama, Mistral, Mixtral or GPT-NeoX of Hugging Face's format into a model file: see `--help`,
+docs/HUGGING_FACE.md.
 
     python -m hugging_face.import_hf EleutherAI/pythia-160m --out checkpoints/dense_model.pt
 
@@ -11,27 +12,31 @@ import argparse
 import os
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from command_line import OneLineParser, require_writable, run_command
-from config import UserError
+from config import ModelConfig, UserError
 from data.network import reachable
 from data.tokenizer import load_tokenizer, tokenizer_name
-from hugging_face.gpt_neox import from_neox_config, neox_name, our_name
-from hugging_face.hf_files import read_json, weights_in
+from hugging_face import gpt_neox, llama
+from hugging_face.hf_files import read_json, shape_in_file, weights_in
 from models import Transformer, save_model, summary
 from models.files import put_tokenizer
 
 PROBE_SECONDS = 4.0
 # Masks and frequencies that older files hold beside the weights.
 NO_WEIGHTS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+READ_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SMALL_FILES = ["config.json", "tokenizer.json", "*.index.json"]
-DESCRIPTION = """Reads a pretrained dense model of the GPT-NeoX family, as Pythia is, into a model file from which
-phase 2 can start: upcycle and grow a model that you did not train."""
+DESCRIPTION = """Reads a pretrained model of the Llama family (Llama, SmolLM2, TinyLlama, Mistral without a sliding window)
+or of GPT-NeoX's (Pythia) into a model file from which phase 2 can start: upcycle and grow a model that you did not train.
+A Mixtral is read as well, and can be grown."""
 EPILOG = """what is needed in the folder: config.json, tokenizer.json, and weights as safetensors or pytorch_model.bin
 (in shards or in one file; fp32, fp16 or bf16, and read to fp32). What cannot be read is refused, and config.json's field
 named.
@@ -40,6 +45,21 @@ example:
   python -m hugging_face.import_hf EleutherAI/pythia-160m --out checkpoints/dense_model.pt --context-length 512
   python train_tinystories.py --start-phase 2
 """
+
+
+class Family(NamedTuple):
+    """How models of one kind are read; `weights` are views of a model of ours under their names."""
+
+    title: str
+    from_config: Callable[[dict, int | None, str], ModelConfig]
+    weights: Callable[[Transformer], dict[str, Tensor]]
+    released_name: Callable[[str], str]
+    output_matrix: str
+
+
+NEOX = Family("GPT-NeoX", gpt_neox.from_neox_config, gpt_neox.neox_weights, gpt_neox.released_name, "embed_out.weight")
+LLAMA = Family("Llama", llama.from_llama_config, llama.llama_weights, lambda name: name, "lm_head.weight")
+FAMILIES = {"gpt_neox": NEOX, **dict.fromkeys(llama.ARCHITECTURES, LLAMA)}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,15 +100,18 @@ def import_hf(source: str, out: Path, context_length: int | None = None) -> None
             f"put the one there that the model was trained with"
         )
     model = read_model(folder, tokenizer_name(str(tokenizer_path)), context_length)
-    n_vocab = load_tokenizer(str(tokenizer_path)).n_vocab
-    if n_vocab > model.config.vocab_size:
+    tokenizer = load_tokenizer(str(tokenizer_path))
+    if tokenizer.n_vocab > model.config.vocab_size:
         raise UserError(
-            f"{tokenizer_path} has {n_vocab:,} ids, but the model's vocab_size is {model.config.vocab_size:,}"
+            f"{tokenizer_path} has {tokenizer.n_vocab:,} ids, but the model's vocab_size is {model.config.vocab_size:,}"
         )
+    note = note_on_ends(folder, tokenizer.eot_token)
     beside = out.with_name(model.config.tokenizer)
     put_tokenizer(tokenizer_path, beside)
     save_model(model, out)
     print(summary(model.config))
+    if note:
+        print(note)
     print(f"Wrote {out}, and its tokenizer {beside.name} beside it")
 
 
@@ -120,46 +143,77 @@ def downloaded(name: str) -> Path:
 
 
 def read_model(folder: Path, tokenizer: str = "", context_length: int | None = None) -> Transformer:
-    """The dense model in a folder, fp32, on the CPU; no code in it is run.
+    """The model in a folder, fp32, on the CPU; no code in it is run.
 
     Args:
         tokenizer: what the model will call it.
-        context_length: see `from_neox_config`.
+        context_length: see `Family.from_config`.
     Raises:
         UserError: a file is missing or damaged, tensors are missing, unknown or of another shape, or our models
             cannot compute what config.json says.
     """
     path = folder / "config.json"
+    theirs = read_json(path)
     try:
-        config = from_neox_config(read_json(path), context_length, tokenizer)
+        family = family_of(theirs)
+        config = family.from_config(theirs, context_length, tokenizer)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     model = Transformer.empty(config)
-    waiting, untied = dict(model.named_parameters()), None
+    waiting, untied = family.weights(model), None
     with torch.no_grad():
         for name, tensor in tqdm(weights_in(folder), desc="reading", unit=" tensors", disable=None, leave=False):
             if name.endswith(NO_WEIGHTS):
                 continue
-            ours = our_name(name)
-            if ours == "unembedding.weight" and config.tied:
+            released = family.released_name(name)
+            if released == family.output_matrix and config.tied:
                 untied = tensor
                 continue
-            if ours not in waiting:
-                raise UserError(f"{folder}: the tensor {name} is none of a GPT-NeoX's, or is there twice")
-            parameter = waiting.pop(ours)
-            if tensor.shape != parameter.shape or not tensor.is_floating_point():
+            if released not in waiting:
+                raise UserError(f"{folder}: the tensor {name} is none of a {family.title}'s, or is there twice")
+            view = waiting.pop(released)
+            shape = shape_in_file(view)
+            if tensor.shape != shape or tensor.dtype not in READ_DTYPES:
                 raise UserError(
                     f"{folder}: the tensor {name} is {describe(tensor)}, "
-                    f"but by config.json it has to be {tuple(parameter.shape)} of floating-point numbers"
+                    f"but by config.json it has to be {tuple(shape)} of floating-point numbers of 16 bits or more"
                 )
-            parameter.copy_(tensor)
+            view.copy_(tensor.view(view.shape))
     if waiting:
-        names = [neox_name(name) for name in waiting]
+        names = list(waiting)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise UserError(f"{folder}: the weights lack {', '.join(names[:3])}{more}")
     if untied is not None and not torch.equal(untied.float(), model.embedding.weight):
         raise UserError(f"{path}: tie_word_embeddings is true, but the weights have an output matrix of their own")
     return model
+
+
+def family_of(theirs: dict) -> Family:
+    """Raises UserError for a model_type that cannot be read."""
+    kind = theirs.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        *others, last = map(repr, FAMILIES)
+        raise UserError(f"model_type is {kind!r}, must be {', '.join(others)} or {last}, the families that can be read")
+    return FAMILIES[kind]
+
+
+def note_on_ends(folder: Path, end_of_text: int) -> str:
+    """What to know where `transformers` ends a text elsewhere than we do; empty where it does not.
+
+    Raises:
+        UserError: it would end a text at an ordinary token, or one that does not exist.
+    """
+    ends = read_json(folder / "config.json").get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    added = {token["id"]: token for token in read_json(folder / "tokenizer.json").get("added_tokens") or ()}
+    for end in ends:
+        if end != end_of_text and not added.get(end, {}).get("special"):
+            raise UserError(
+                f"{folder / 'config.json'}: eos_token_id is {end!r}, which is no special token of tokenizer.json: "
+                f"texts would end there; give the id of its end-of-text, {end_of_text}"
+            )
+    others = [f"{added[end]['content']} (id {end})" for end in ends if end != end_of_text]
+    return f"Texts end with id {end_of_text} here; in transformers with {', '.join(others)}" if others else ""
 
 
 def describe(tensor: Tensor) -> str:

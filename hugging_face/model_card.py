@@ -15,19 +15,18 @@ def model_card(config: ModelConfig, checkpoint: Path, name: str, note: str = "")
 
     Args:
         checkpoint: the model file; the run's history and picture are taken from beside it, where they are.
-        note: what a reader has to know before opening the model.
+        note: what a reader has to know of code that the folder brings; empty where it brings none.
     Raises:
         UserError: the history is damaged.
     """
-    remote = ", trust_remote_code=True" if config.is_moe else ""
-    history = checkpoint.with_name(HISTORY_NAME)
-    rows = read_history(history) if history.is_file() else []
+    remote = ", trust_remote_code=True" if note else ""
+    rows = run_rows(checkpoint)
     return "\n".join(
         [
             "---",
             "library_name: transformers",
             "pipeline_tag: text-generation",
-            *(["tags:", "- custom_code"] if config.is_moe else []),
+            *(["tags:", "- custom_code"] if note else []),
             "---",
             f"# {name}",
             "",
@@ -48,14 +47,24 @@ def model_card(config: ModelConfig, checkpoint: Path, name: str, note: str = "")
     )
 
 
+def run_rows(checkpoint: Path) -> list[dict]:
+    """The history of the run beside a model file; none where there is no history. Raises UserError if it is damaged."""
+    history = checkpoint.with_name(HISTORY_NAME)
+    return read_history(history) if history.is_file() else []
+
+
 def geometry(config: ModelConfig) -> list[str]:
     """A table of the architecture."""
     count = count_parameters(config)
     experts = f"{config.n_experts} experts a layer, {config.top_k} of them for each token" if config.is_moe else "MLP"
+    family = f"GPT-NeoX, {'parallel' if config.parallel_residual else 'sequential'} residual"
+    if config.is_llama:
+        family = "Mixtral" if config.is_moe else "Llama"
+    heads = f"{config.n_heads}" + f" on {config.n_kv_heads} key-value heads" * (config.queries_per_kv > 1)
     values = {
-        "architecture": f"GPT-NeoX, {'parallel' if config.parallel_residual else 'sequential'} residual, {experts}",
+        "architecture": f"{family}, {experts}",
         "parameters": f"{count.total:,}, of which a token uses {count.active:,}",
-        "width × layers × heads": f"{config.d_model} × {config.n_layers} × {config.n_heads}",
+        "width × layers × heads": f"{config.d_model} × {config.n_layers} × {heads}",
         "vocabulary, tokenizer": f"{config.vocab_size:,}, {config.tokenizer or 'not named in the model file'}",
         "context": f"{config.context_length} tokens",
         "rotary": f"{config.rotary_share:.0%} of each head, base {config.rope_base:g}",

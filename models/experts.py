@@ -1,17 +1,20 @@
 """The experts of an MoE layer: each token through its own, summed with its gates.
 
-    y = Σₖ gateₖ · (gelu(x W_upᵀ + b_up) W_downᵀ + b_down)      weights of the token's k-th expert
+    y = Σₖ gateₖ · (activated(x W_upᵀ + b_up) W_downᵀ + b_down)      weights of the token's k-th expert
 
 Rows are sorted by expert. Where `grouped_mm` has a kernel that pays, one call multiplies all
 experts' rows; elsewhere one expert follows another, which on a CPU leaves its hidden units in the
 cache between two products.
+
+`activated` is the GELU or SwiGLU of models/layers.py; of the latter W_up has both matrices, gate's rows first.
 
 It is an autograd function of its own because autograd would keep the gathered rows, both sides of
 GELU and the experts' outputs twice, 11 d_model a row, where the outputs, d_model, are enough. They serve
 the gradient of the gates: the softmax that made those asks for gate · dgate = ⟨gate · dy, y⟩.
 
 Shape letters: N tokens, k experts of a token, R rows (N × k, or a few more: see `row_multiple`), E experts,
-D d_model, F hidden units, I in, O out. Stacked weights are (E, out, in).
+D d_model, F rows of W_up (hidden units, with SwiGLU twice as many), A hidden units, I in, O out.
+Stacked weights are (E, out, in).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.layers import activated, activated_backward
 from models.products import product_into
 
 # What each expert's share of rows is rounded up to, by rows of token 0 with gate 0.
@@ -106,35 +110,40 @@ def apply_experts(
     up: tuple[Tensor, Tensor],
     down: tuple[Tensor, Tensor],
     keeps_hidden: bool = True,
+    is_gated: bool = False,
 ) -> Tensor:
     """The gated sum of every token's experts, (N, D) → (N, D); differentiable once.
 
     Args:
         chosen_logits_Nk: router logits of each token's experts; the gates are their softmax.
-        up, down: stacked weights (E, F, D) and (E, D, F), and biases (E, F) and (E, D), of any dtype;
-            products are computed in that of x.
-        keeps_hidden: keeps the units before GELU for the backward pass; otherwise they are computed
-            again, from the same slots: nothing is routed twice.
+        up, down: stacked weights (E, F, D), or (E, gate|up, A, D), and (E, D, A), and biases (E, F) and (E, D) or None, of
+            any dtype; products are computed in that of x.
+        keeps_hidden: keeps what `up` gave for the backward pass; otherwise it is computed again, from
+            the same slots: nothing is routed twice.
+        is_gated: SwiGLU in place of GELU.
     """
-    return Experts.apply(x_ND, chosen_logits_Nk, *up, *down, slots, keeps_hidden)
+    (w_up, b_up), (w_down, b_down) = up, down
+    return Experts.apply(
+        x_ND, chosen_logits_Nk, w_up.flatten(1, -2), b_up, w_down, b_down, slots, keeps_hidden, is_gated
+    )
 
 
 class Experts(torch.autograd.Function):
     """`apply_experts`."""
 
     @staticmethod
-    def forward(ctx, x_ND, logits_Nk, w_up, b_up, w_down, b_down, slots, keeps_hidden):
+    def forward(ctx, x_ND, logits_Nk, w_up, b_up, w_down, b_down, slots, keeps_hidden, is_gated):
         gate_Nk = logits_Nk.softmax(-1)
         y_RD = x_ND.new_empty(len(slots.token_R), x_ND.shape[1])
-        kept = []
-        ctx.is_grouped = grouped_mm_serves(x_ND, w_up)
+        kept, ctx.is_gated = [], is_gated
+        ctx.is_grouped = grouped_mm_serves(x_ND, w_down)
         ctx.runs = runs_of(slots, ctx.is_grouped)
         for run in ctx.runs:
             hidden_RF = linear(x_ND.index_select(0, slots.token_R[run.rows]), w_up, b_up, run)
-            gelu_RF = F.gelu(hidden_RF)
-            y_RD[run.rows] = linear(gelu_RF, w_down, b_down, run)
+            unit_RA = activated(hidden_RF, is_gated)
+            y_RD[run.rows] = linear(unit_RA, w_down, b_down, run)
             if keeps_hidden:
-                kept += [hidden_RF, gelu_RF]
+                kept += [hidden_RF, unit_RA]
         ctx.save_for_backward(x_ND, y_RD, gate_Nk, w_up, b_up, w_down, b_down, *slots, *kept)
         return gated_sum(y_RD, gate_Nk, slots.row_Nk)
 
@@ -159,21 +168,21 @@ class Experts(torch.autograd.Function):
             token_R = slots.token_R[run.rows]
             x_RD = x_ND.index_select(0, token_R)
             if kept:
-                hidden_RF, gelu_RF = kept[2 * i : 2 * i + 2]
+                hidden_RF, unit_RA = kept[2 * i : 2 * i + 2]
             else:
                 hidden_RF = linear(x_RD, w_up, b_up, run)
-                gelu_RF = F.gelu(hidden_RF)
+                unit_RA = activated(hidden_RF, ctx.is_gated)
             g_RD = dy_ND.index_select(0, token_R) * gate_R[run.rows, None].to(dy_ND.dtype)
-            d_gelu_RF = product(g_RD, w_down, run)
+            d_unit_RA = product(g_RD, w_down, run)
             gate_dgate_R[run.rows] = torch.linalg.vecdot(g_RD, y_RD[run.rows])
-            weight_gradients(dw_down, db_down, g_RD, gelu_RF, run)
-            d_hidden_RF = torch.ops.aten.gelu_backward(d_gelu_RF, hidden_RF)
+            weight_gradients(dw_down, db_down, g_RD, unit_RA, run)
+            d_hidden_RF = activated_backward(d_unit_RA, hidden_RF, ctx.is_gated)
             weight_gradients(dw_up, db_up, d_hidden_RF, x_RD, run)
             dx_RD[run.rows] = product(d_hidden_RF, w_up, run)
         dx_ND = dx_RD.index_select(0, slots.row_Nk.flatten()).unflatten(0, gate_Nk.shape).sum(1)
         gate_dgate_Nk = gate_dgate_R[slots.row_Nk]
         d_logits_Nk = gate_dgate_Nk - gate_Nk * gate_dgate_Nk.sum(-1, keepdim=True)
-        return dx_ND, d_logits_Nk, dw_up, db_up, dw_down, db_down, None, None
+        return dx_ND, d_logits_Nk, dw_up, db_up, dw_down, db_down, None, None, None
 
 
 def gated_sum(y_RD: Tensor, gate_Nk: Tensor, row_Nk: Tensor) -> Tensor:
@@ -188,12 +197,14 @@ def product(x_RO: Tensor, weight_EOI: Tensor, run: Run) -> Tensor:
     return x_RO @ weight if run.ends_E is None else F.grouped_mm(x_RO, weight, offs=run.ends_E)
 
 
-def linear(x_RI: Tensor, weight_EOI: Tensor, bias_EO: Tensor, run: Run) -> Tensor:
+def linear(x_RI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, run: Run) -> Tensor:
     """Each row through the linear layer of its expert, (R, in) → (R, out)."""
-    weight, bias = weight_EOI[run.expert].to(x_RI.dtype), bias_rows(bias_EO, x_RI, run)
+    weight = weight_EOI[run.expert].to(x_RI.dtype)
+    bias = None if bias_EO is None else bias_rows(bias_EO, x_RI, run)
     if run.ends_E is None:
         return F.linear(x_RI, weight, bias)
-    return F.grouped_mm(x_RI, weight.mT, offs=run.ends_E) + bias
+    y_RO = F.grouped_mm(x_RI, weight.mT, offs=run.ends_E)
+    return y_RO if bias is None else y_RO + bias
 
 
 def bias_rows(bias_EO: Tensor, like_RI: Tensor, run: Run) -> Tensor:

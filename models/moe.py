@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from config import ModelConfig
 from models.experts import apply_experts, assign_slots
+from models.layers import MLP
 from models.products import linear
 
 
@@ -40,12 +41,13 @@ class Routing(NamedTuple):
 
 
 class StackedLinear(nn.Module):
-    """The parameters of one linear layer per expert: weight (E, out, in), bias (E, out)."""
+    """The parameters of one linear layer per expert, a stack of those of `linear`: weight (E, …, out, in), bias (E, out)."""
 
-    def __init__(self, n_experts: int, d_in: int, d_out: int):
+    def __init__(self, n_experts: int, linear: nn.Linear):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_experts, d_out, d_in))
-        self.bias = nn.Parameter(torch.empty(n_experts, d_out))
+        for name, parameter in (("weight", linear.weight), ("bias", linear.bias)):
+            stack = None if parameter is None else nn.Parameter(torch.empty(n_experts, *parameter.shape))
+            self.register_parameter(name, stack)
 
 
 class Router(nn.Linear):
@@ -75,8 +77,11 @@ class MoE(nn.Module):
         self.n_experts = config.n_experts
         self.keeps_hidden = True
         self.router = Router(config.d_model, config.n_experts)
-        self.up = StackedLinear(config.n_experts, config.d_model, config.d_hidden)
-        self.down = StackedLinear(config.n_experts, config.d_hidden, config.d_model)
+        with torch.device("meta"):
+            expert = MLP(config)
+        self.is_gated = expert.is_gated
+        self.up = StackedLinear(config.n_experts, expert.up)
+        self.down = StackedLinear(config.n_experts, expert.down)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         x_ND = x_BTD.flatten(0, 1)
@@ -84,7 +89,7 @@ class MoE(nn.Module):
         chosen_logits_Nk, expert_Nk = logits_NE.topk(self.top_k, dim=-1)
         slots = assign_slots(expert_Nk, self.n_experts, x_ND.dtype)
         up, down = (self.up.weight, self.up.bias), (self.down.weight, self.down.bias)
-        y_ND = apply_experts(x_ND, chosen_logits_Nk, slots, up, down, self.keeps_hidden)
+        y_ND = apply_experts(x_ND, chosen_logits_Nk, slots, up, down, self.keeps_hidden, self.is_gated)
         return y_ND.view_as(x_BTD), self.routing(logits_NE, slots.slots_per_expert_E)
 
     def routing(self, logits_NE: Tensor, slots_per_expert_E: Tensor) -> Routing:

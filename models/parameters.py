@@ -44,12 +44,16 @@ def count_parameters(model: Transformer | ModelConfig) -> ParameterCount:
 
 def summary(config: ModelConfig) -> str:
     """Geometry and parameter counts in one line."""
-    kinds = [f"{config.n_experts} experts, top {config.top_k}" if config.is_moe else "dense"]
+    kinds = ["Llama"] * config.is_llama
+    kinds += [f"{config.n_experts} experts, top {config.top_k}" if config.is_moe else "dense"]
     kinds += ["parallel residual"] * config.parallel_residual
     kinds += [f"rotary {config.rotary_share:g}"] * (config.rotary_share != 1)
     kinds += ["own output matrix"] * (not config.tied)
+    heads = f"{config.n_heads} heads" + (
+        f" on {config.n_kv_heads} key-value heads" if config.queries_per_kv > 1 else ""
+    )
     count = count_parameters(config)
     return (
-        f"width {config.d_model}, {config.n_layers} blocks, {config.n_heads} heads, {', '.join(kinds)}: "
+        f"width {config.d_model}, {config.n_layers} blocks, {heads}, {', '.join(kinds)}: "
         f"{count.total:,} parameters, {count.active:,} active per token"
     )

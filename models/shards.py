@@ -44,7 +44,7 @@ def shared_dim(shape: torch.Size, n_ranks: int) -> int:
     not divide, is split by the rows of every expert, or by their columns, so that all ranks hold as much. (FSDP splits
     only a first dimension unevenly.)
     """
-    evenly = [dim for dim in range(3) if len(shape) == 3 and shape[dim] % n_ranks == 0]
+    evenly = [dim for dim in range(len(shape)) if len(shape) > 2 and shape[dim] % n_ranks == 0]
     return evenly[0] if evenly else 0
 
 

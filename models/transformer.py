@@ -4,20 +4,19 @@
 
 Feature                  Choice
 -----------------------  -----------------------------------------------------------------
-normalisation            pre-LayerNorm with bias (before attention, before the MLP, at the end)
+architecture             neox: LayerNorm, GELU, biases; llama: RMSNorm, SwiGLU, no biases (models/layers.py)
+normalisation            before attention, before the MLP, at the end
 positions                RoPE, rotate-half, base 10,000, over the whole head (Su et al. 2021)
-attention                causal, all heads full, one fused projection with bias
-MLP                      d → 4d → d with GELU (exact, by erf) and biases, or experts of that shape
+attention                causal, all heads full, one fused projection (models/attention.py)
+MLP                      d → d_hidden → d, or experts of that shape
 embeddings               tied: the output matrix is the input embedding
 initialisation           N(0, 0.02); projections into the residual N(0, 0.02 / √(2 · n_layers))
 
-The dense model is GPT-NeoX (Black et al. 2022) with sequential residual and full rotary. Imported models may
-have NeoX's other choices: both branches of a block on one residual, rotary over a leading share of the
-head, an output matrix of its own. The fused projection has NeoX's layout, (head, q|k|v, feature), so that a
-head is one run of rows.
+The dense models are GPT-NeoX (Black et al. 2022) with sequential residual and full rotary, and Llama (Touvron et al.
+2023). Imported models may have their families' other choices: both branches of a block on one residual, rotary over a
+leading share of the head, key-value heads that queries share, scaled RoPE, an output matrix of its own.
 
-Shape letters: B batch, T time, D d_model, H heads, K head_dim, V vocabulary,
-R features of a head that RoPE turns.
+Shape letters: B batch, T time, D d_model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -32,93 +31,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import ModelConfig
+from models.attention import Attention, causal_attention, rope_tables
 from models.kv_cache import KVCache
+from models.layers import MLP, Normalises, norm
 from models.moe import MoE, Routing
-from models.products import linear
 
 INIT_STD = 0.02
-
-
-class LayerNorm(nn.LayerNorm):
-    """Normalises in the weights' dtype, then hands on `output_dtype`.
-
-    This is where a precision enters the network: what follows a norm computes in the dtype
-    that the norm gives it, while the residual stream keeps the weights' dtype.
-    """
-
-    output_dtype: torch.dtype | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        return y if self.output_dtype is None else y.to(self.output_dtype)
-
-
-class Linear(nn.Linear):
-    """A linear layer that computes in its input's dtype, whatever dtype its weights have."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
-
-
-def rope_tables(n_positions: int, rotary_dim: int, base: float, device, dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of RoPE (Su et al. 2021, eq. 34), each (T, R) for R = `rotary_dim`.
-
-    Angles are computed in fp32 or better (never in bf16, which cannot count past 256).
-    """
-    exact = torch.promote_types(dtype, torch.float32)
-    frequency_k = base ** (-torch.arange(0, rotary_dim, 2, device=device, dtype=exact) / rotary_dim)
-    angle_TR = torch.outer(torch.arange(n_positions, device=device, dtype=exact), frequency_k).repeat(1, 2)
-    return angle_TR.cos().to(dtype), angle_TR.sin().to(dtype)
-
-
-def apply_rope(x_BHTK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    """Turns the feature pairs (i, i + R/2) by the angle of their position; features from R on stay."""
-    R, K = cos_TR.shape[-1], x_BHTK.shape[-1]
-    if R < K:
-        x_BHTR, rest = x_BHTK.split((R, K - R), dim=-1)
-        return torch.cat((apply_rope(x_BHTR, cos_TR, sin_TR), rest), dim=-1)
-    first, second = x_BHTK.chunk(2, dim=-1)
-    return x_BHTK * cos_TR + torch.cat((-second, first), dim=-1) * sin_TR
-
-
-def causal_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
-    """Every token sees itself and what comes before it, (B, H, T, K)."""
-    return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
-
-
-class Attention(nn.Module):
-    """Causal multi-head self-attention; (B, T, D) → (B, T, D)."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.n_heads = config.n_heads
-        self.head_dim = config.head_dim
-        self.qkv = Linear(config.d_model, 3 * config.d_model)
-        self.out = Linear(config.d_model, config.d_model)
-
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], attend: Callable = causal_attention) -> Tensor:
-        B, T, D = x_BTD.shape
-        q_BHTK, k_BHTK, v_BHTK = self.split_heads(self.qkv(x_BTD))
-        q_BHTK, k_BHTK = apply_rope(q_BHTK, *rope), apply_rope(k_BHTK, *rope)
-        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK)
-        return self.out(y_BHTK.transpose(1, 2).reshape(B, T, D))
-
-    def split_heads(self, qkv_BTF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, H, T, K), out of the fused (B, T, 3D)."""
-        B, T, _ = qkv_BTF.shape
-        return qkv_BTF.view(B, T, self.n_heads, 3, self.head_dim).permute(3, 0, 2, 1, 4).unbind(0)
-
-
-class MLP(nn.Module):
-    """d → 4d → d with GELU; (B, T, D) → (B, T, D)."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.up = Linear(config.d_model, config.d_hidden)
-        self.down = Linear(config.d_hidden, config.d_model)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x_BTD)))
 
 
 class Block(nn.Module):
@@ -130,9 +48,9 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.is_parallel = config.parallel_residual
-        self.attention_norm = LayerNorm(config.d_model, eps=config.norm_eps)
+        self.attention_norm = norm(config)
         self.attention = Attention(config)
-        self.mlp_norm = LayerNorm(config.d_model, eps=config.norm_eps)
+        self.mlp_norm = norm(config)
         self.mlp = MoE(config) if config.is_moe else MLP(config)
 
     def forward(
@@ -159,7 +77,7 @@ class Transformer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.final_norm = LayerNorm(config.d_model, eps=config.norm_eps)
+        self.final_norm = norm(config)
         if not config.tied:
             self.unembedding = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
@@ -197,13 +115,7 @@ class Transformer(nn.Module):
         if n_positions > self.config.context_length:
             raise ValueError(f"{n_positions} tokens, but the context length is {self.config.context_length}")
         weight = self.embedding.weight
-        return rope_tables(
-            n_positions,
-            self.config.rotary_dim,
-            self.config.rope_base,
-            weight.device,
-            self.compute_dtype or weight.dtype,
-        )
+        return rope_tables(self.config, n_positions, weight.device, self.compute_dtype or weight.dtype)
 
     def new_cache(self, batch_size: int, n_positions: int) -> KVCache:
         """An empty cache for so many positions of each row, in the present compute dtype; for use under `no_grad`."""
@@ -226,7 +138,7 @@ class Transformer(nn.Module):
     @compute_dtype.setter
     def compute_dtype(self, dtype: torch.dtype | None) -> None:
         for module in self.modules():
-            if isinstance(module, LayerNorm):
+            if isinstance(module, Normalises):
                 module.output_dtype = dtype
 
     def rest(self) -> None:

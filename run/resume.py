@@ -27,7 +27,8 @@ MADE_WITH = {
 # 1.5 "until phase 2 begins". What is not here may always differ: it changes how training goes on, and
 # not what has been done.
 MAY_DIFFER_UNTIL = {
-    **dict.fromkeys(("preset", "start_phase", "seed", "context_length", "d_model", "n_layers", "n_heads"), 0.0),
+    **dict.fromkeys(("preset", "start_phase", "seed", "context_length"), 0.0),
+    **dict.fromkeys(("architecture", "d_model", "n_layers", "n_heads"), 0.0),
     **dict.fromkeys(("grow_when", "eval_batches"), 0.0),
     **{name: phase.number - 0.5 for phase in PHASES for name in MADE_WITH[phase.made_by]},
     **{f"{name}_phase{phase.number}": float(phase.number) for phase in PHASES for name in ("steps", "lr")},

@@ -62,7 +62,7 @@ def follow_start_model(config: TrainingConfig, given: dict, say=print) -> Traini
 
 def settings_of(model: ModelConfig) -> dict:
     """The settings that a model file decides, by name."""
-    names = ["d_model", "n_layers", "n_heads", "context_length"] + ["n_experts", "top_k"] * model.is_moe
+    names = ["architecture", "d_model", "n_layers", "n_heads", "context_length"] + ["n_experts", "top_k"] * model.is_moe
     return {name: getattr(model, name) for name in names + ["tokenizer"] * bool(model.tokenizer)}
 
 

@@ -22,8 +22,8 @@ from inference.expert_words import TokensOfExperts, word_of
 from inference.text_loss import measure_loss, windows
 from models import save_model
 from test_growth_checks import lively_dense_model, lively_moe_model
-from training.device import check_model
 from training.heldout import bits_per_byte, heldout_loss
+from training.self_check import check_model
 
 ROOT = Path(__file__).parent.parent
 SMALL = ModelConfig(vocab_size=4097, d_model=32, n_layers=2, n_heads=4, context_length=16, tokenizer="builtin")

@@ -65,11 +65,16 @@ def run(checkpoint, out, *flags) -> int:
 
 def exported(kind: str, folder: Path) -> tuple:
     """One of `MODELS` and the folder that its export wrote."""
-    model, path = MODELS[kind](), folder / "model.pt"
+    model = MODELS[kind]()
+    return model, exported_folder(model, folder)
+
+
+def exported_folder(model, folder: Path) -> Path:
+    path = folder / "model.pt"
     save_model(model, path)
     assert run(path, folder / "exported") == 0
     path.unlink()
-    return model, folder / "exported"
+    return folder / "exported"
 
 
 def opened(transformers, folder: Path, kind: str):

@@ -25,7 +25,7 @@ from models.sampling import Sampling
 from phases import phase_of
 from run import records
 from tests.rounding import require_clear_choices, same_story
-from training.device import check_model
+from training.self_check import check_model
 from transfer.simple_growth import scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
 
@@ -110,7 +110,7 @@ def positions_are_one_off(extend):
 def the_first_token_is_forgotten(extend):
     def broken(cache, n_tokens):
         if any(cache.lengths):
-            cache.kept_L2BCHK[:, :, :, 0] = 0
+            cache.kept_L2BCGK[:, :, :, 0] = 0
         return extend(cache, n_tokens)
 
     return broken
@@ -149,7 +149,7 @@ def test_a_lower_precision_is_cached_in_that_precision():
     model = talkative_model()
     exact = continuations(model, PROMPTS, 18, NEVER)
     model.compute_dtype = torch.bfloat16
-    assert model.new_cache(1, 4).kept_L2BCHK.dtype == torch.bfloat16
+    assert model.new_cache(1, 4).kept_L2BCGK.dtype == torch.bfloat16
     assert largest_drift(model, [5] + [1] * 19) < 0.2, "of hidden states whose size is 1"
     assert [ids[0] for ids in continuations(model, PROMPTS, 18, NEVER)] == [ids[0] for ids in exact]
 

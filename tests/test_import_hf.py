@@ -241,7 +241,7 @@ def test_at_pythias_real_width_and_vocabulary_growth_is_exact():
 @pytest.mark.parametrize(
     "changes, text",
     [
-        ({"model_type": "llama"}, "model_type is 'llama', must be 'gpt_neox'"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2', must be 'gpt_neox', 'llama'"),
         ({"hidden_act": "gelu_fast"}, "hidden_act is 'gelu_fast', must be 'gelu'"),
         ({"attention_bias": False}, "attention_bias is False"),
         ({"intermediate_size": 100}, "intermediate_size is 100, must be 4 hidden_size, 128"),

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from command_line import is_out_of_memory
 from config import PRESETS, ModelConfig, TrainingConfig, UserError
+from models import attention as attention_module
 from models import count_parameters, next_token_loss, products
 from models import experts as experts_module
 from models import loss as loss_module
-from models import transformer as transformer_module
 from report.history import History, read_history
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training import device as device_module
@@ -162,7 +162,7 @@ def test_device_check_catches_kernels_that_compute_something_else(fault, dtype, 
         "no experts": (experts_module, "linear", lambda *a: 0 * linear(*a)),
         "no GELU": (F, "gelu", lambda x: x),
         "wrong experts": (experts_module, "linear", lambda x, w, b, run: linear(x, w.flip(0), b, run)),
-        "no positions": (transformer_module, "apply_rope", lambda x, cos, sin: 1 * x),
+        "no positions": (attention_module, "apply_rope", lambda x, cos, sin: 1 * x),
     }[fault]
     right = self_check.logits_and_gradients
     calls = []

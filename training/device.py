@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -119,7 +120,7 @@ def used_bytes(device: torch.device) -> int | None:
 def seconds_per_step(device: torch.device, dtype: torch.dtype | None, config: TrainingConfig) -> float:
     """Best of three forward and backward passes of one block at the run's width."""
     n_tokens = min(256, config.context_length)
-    geometry = ModelConfig(512, config.d_model, 1, config.n_heads, context_length=n_tokens)
+    geometry = dataclasses.replace(config.dense_geometry(512), n_layers=1, context_length=n_tokens)
     model = build_dense_model(geometry).to(device)
     model.compute_dtype = dtype
     tokens = torch.randint(512, (2, n_tokens + 1), generator=torch.Generator().manual_seed(0)).to(device)

@@ -23,6 +23,13 @@ def step_flops(model: ModelConfig, batch_size: int) -> float:
         6 * (count_parameters(model).active - looked_up) + 6 * model.n_layers * model.context_length * model.d_model
     )
     d, mlps = model.d_model, max(model.n_experts, 1) / muon_period(model)
-    square = STEPS * 6 * d**3
-    rectangular = STEPS * (4 * d**2 * model.d_hidden + 2 * d**3)
-    return tokens * network + model.n_layers * (4 * square + 2 * mlps * rectangular)
+    n_parts = model.queries_per_kv + 2  # of the fused projection, see training/muon.py
+    attention = n_parts * orthogonalising(model.n_kv_heads * model.head_dim, d) + orthogonalising(d, d)
+    mlp = (3 if model.is_llama else 2) * orthogonalising(model.d_hidden, d)
+    return tokens * network + model.n_layers * (attention + mlps * mlp)
+
+
+def orthogonalising(n_rows: int, n_columns: int) -> float:
+    """FLOPs of Muon's iterations on one matrix."""
+    short, long = sorted((n_rows, n_columns))
+    return STEPS * (4 * short**2 * long + 2 * short**3)

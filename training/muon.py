@@ -3,9 +3,11 @@
 The momentum of each matrix is orthogonalised before it is applied, so every direction of a matrix
 moves by the same amount, also those in which its gradient is small. `torch.optim.Muon` takes
 two-dimensional parameters alone; here the matrices of one parameter are orthogonalised as a batch:
-the experts of a stack, and the query, key and value parts of a fused projection.
+the experts of a stack, gate and up of a gated MLP, and the query, key and value parts of a fused
+projection.
 
-Shape letters: N matrices of a stack, O rows (out), I columns (in), H heads, K head_dim.
+Shape letters: N matrices of a stack, O rows (out), I columns (in), G key-value heads, P parts of a fused
+projection, K head_dim.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ class Muon(torch.optim.Optimizer):
     each rank has a share of them whole (training/exchange.py).
 
     Args:
-        groups: dicts with `params`, each (out, in) or (n, out, in); `n_heads`: 0, or the heads of
-            fused projections whose rows are (head, q|k|v, feature); `period`: 1, or as above.
+        groups: dicts with `params`, each (…, out, in); `n_heads`: 0, or the heads of fused projections
+            (models/attention.py), with `queries_per_kv`; `period`: 1, or as above.
         dtype: of the orthogonalisation; its result is applied in the parameters' dtype.
         momentum_dtype: of the state; None takes the parameters'.
     """
@@ -60,7 +62,9 @@ class Muon(torch.optim.Optimizer):
         dtype: torch.dtype = torch.float32,
         momentum_dtype: torch.dtype | None = None,
     ):
-        super().__init__(groups, {"lr": 0.0, "weight_decay": weight_decay, "n_heads": 0, "period": 1})
+        super().__init__(
+            groups, {"lr": 0.0, "weight_decay": weight_decay, "n_heads": 0, "queries_per_kv": 1, "period": 1}
+        )
         self.dtype, self.momentum_dtype = dtype, momentum_dtype
         self.norms_in_backward: list[Tensor] = []
         self._hooks = []
@@ -138,7 +142,7 @@ class Muon(torch.optim.Optimizer):
         momentum, gradient = (self._in_turn(stack, parameter, group) for stack in (momentum, gradient))
         direction = gradient.lerp(momentum.to(gradient.dtype), MOMENTUM).to(self.dtype)
         if group["n_heads"] and not is_split_inside(parameter):
-            return split_fused(direction, group["n_heads"])
+            return split_fused(direction, group["n_heads"], group["queries_per_kv"])
         return direction.view(-1, *direction.shape[-2:])
 
     def _in_turn(self, stack: Tensor, parameter: Tensor, group: dict) -> Tensor:
@@ -155,7 +159,7 @@ class Muon(torch.optim.Optimizer):
         orthogonalised = orthogonalised_over_ranks if is_split_inside(batch[0][0]) else orthogonalised_here
         for (parameter, group, _), update in zip(batch, orthogonalised(batch)):
             O, I = parameter.shape[-2:]
-            O = O // 3 if group["n_heads"] else O
+            O = O // (group["queries_per_kv"] + 2) if group["n_heads"] else O
             lr = group["lr"] * math.sqrt(group["period"])
             moving = self._in_turn(own(parameter), parameter, group)
             moving.mul_(torch.where(is_sound, 1 - lr * group["weight_decay"], 1.0))
@@ -174,7 +178,7 @@ def orthogonalised_here(batch: list[tuple[Tensor, dict, Tensor]]) -> Iterator[Te
     updates = orthogonalise(torch.cat(wide)).split([len(directions) for directions in wide])
     for (_, group, directions), update in zip(batch, updates):
         update = update if is_wide(directions) else update.mT
-        yield join_fused(update, group["n_heads"]) if group["n_heads"] else update
+        yield join_fused(update, group["n_heads"], group["queries_per_kv"]) if group["n_heads"] else update
 
 
 def orthogonalised_over_ranks(batch: list[tuple[Tensor, dict, Tensor]]) -> tuple[Tensor, ...]:
@@ -188,7 +192,8 @@ def orthogonalised_over_ranks(batch: list[tuple[Tensor, dict, Tensor]]) -> tuple
             return matrices_nOI
         if not group["n_heads"]:
             return next(orthogonalised_here([(parameter, group, matrices_nOI)]))
-        parts = [(parameter, group, split_fused(matrix_OI, group["n_heads"])) for matrix_OI in matrices_nOI]
+        fused = group["n_heads"], group["queries_per_kv"]
+        parts = [(parameter, group, split_fused(matrix_OI, *fused)) for matrix_OI in matrices_nOI]
         return torch.stack(list(orthogonalised_here(parts)))
 
     dim = parameter.placements[0].dim - parameter.ndim + 3
@@ -197,15 +202,18 @@ def orthogonalised_over_ranks(batch: list[tuple[Tensor, dict, Tensor]]) -> tuple
     return updates.split([len(directions) for *_, directions in batch])
 
 
-def split_fused(weight_OI: Tensor, n_heads: int) -> Tensor:
-    """Rows (head, q|k|v, feature) as the three matrices (3, heads · features, in)."""
-    weight_H3KI = weight_OI.unflatten(0, (n_heads, 3, -1))
-    return weight_H3KI.transpose(0, 1).flatten(1, 2)
+def split_fused(weight_OI: Tensor, n_heads: int, queries_per_kv: int = 1) -> Tensor:
+    """Rows (key-value head, its queries|key|value, feature) as matrices (part, key-value heads · features, in).
+
+    The parts are of one shape: the values, the keys, and of the queries the first of each key-value head, the second …
+    """
+    weight_GPKI = weight_OI.unflatten(0, (n_heads // queries_per_kv, queries_per_kv + 2, -1))
+    return weight_GPKI.transpose(0, 1).flatten(1, 2)
 
 
-def join_fused(stack_3OI: Tensor, n_heads: int) -> Tensor:
+def join_fused(stack_POI: Tensor, n_heads: int, queries_per_kv: int = 1) -> Tensor:
     """The inverse of `split_fused`."""
-    return stack_3OI.unflatten(1, (n_heads, -1)).transpose(0, 1).flatten(0, 2)
+    return stack_POI.unflatten(1, (n_heads // queries_per_kv, -1)).transpose(0, 1).flatten(0, 2)
 
 
 def is_wide(stack_NOI: Tensor) -> bool:

@@ -50,11 +50,11 @@ def build_optimizers(
         elif name.endswith("qkv.weight"):
             fused.append(parameter)
         else:
-            (stacks if parameter.dim() == 3 else matrices).append(parameter)
+            (stacks if parameter.dim() > 2 else matrices).append(parameter)
     config = model.config
     muon = Muon(
         [
-            {"params": fused, "n_heads": config.n_heads, "share": 1.0},
+            {"params": fused, "n_heads": config.n_heads, "queries_per_kv": config.queries_per_kv, "share": 1.0},
             {"params": matrices, "share": 1.0},
             {"params": stacks, "period": muon_period(config), "share": 1.0},
         ],

@@ -100,25 +100,28 @@ def activation_bytes(
     """What the backward pass needs of the forward pass, in bytes.
 
     Per token and layer, in multiples of d_model: two residuals in fp32; in the compute dtype the
-    norm's output, q|k|v, turned q and k, attention's output twice, the second norm's output, and of
-    the MLP 4 before and 4 after GELU; of an MoE those and its output, top_k times, or with lean memory
-    its output alone. In a lower precision the rounded matrices of attention and of a dense MLP as well, and
-    the router's input in fp32.
+    norm's output, q|k|v, turned q and k, attention's output twice, the second norm's output, where queries share
+    them keys and values once for each, and of the MLP the hidden units before and after GELU, of SwiGLU gate, up,
+    the turned gate and their product; of an MoE those (without the turned gate) and its output, top_k times, or with
+    lean memory its output alone. In a lower precision the rounded matrices of attention and of a dense MLP as well,
+    and the router's input in fp32.
 
     On MPS no fused attention can be trained: torch's composite one keeps q, k and v in fp32, its output once, and for
     each head the probabilities of every token over all tokens. Its backward pass makes two more of those, of one
     layer at a time, when the logits are gone.
     """
     size = compute_dtype.itemsize if compute_dtype else 4
-    mlp = 8
+    kv, hidden = 1 / model.queries_per_kv, model.hidden_ratio
+    attention, probabilities = (6 + 3 * kv + (2 if model.queries_per_kv > 1 else 0)) * size, 0
+    mlp = (4 if model.is_llama else 2) * hidden
     if model.is_moe:
-        mlp = model.top_k if is_lean else 9 * model.top_k
-    attention, probabilities = 9 * size, 0
+        mlp = model.top_k * (1 if is_lean else 1 + (3 if model.is_llama else 2) * hidden)
     if device.type == "mps":
         attention, probabilities = 3 * 4 + 3 * size, 4 * tokens * model.n_heads * model.context_length
     per_layer = tokens * model.d_model * (2 * 4 + attention + mlp * size) + probabilities
     if compute_dtype:
-        per_layer += size * (4 if model.is_moe else 12) * model.d_model**2
+        matrices = 2 + 2 * kv + (0 if model.is_moe else (3 if model.is_llama else 2) * hidden)
+        per_layer += size * matrices * model.d_model**2
         per_layer += 4 * tokens * model.d_model if model.is_moe else 0
     # Logits and their softmax; the output matrix rounded, and its gradient, in the compute dtype and in fp32.
     chunk = min(tokens, tokens_per_chunk(device))
@@ -132,7 +135,7 @@ def lean_gradient_bytes(model: ModelConfig) -> float:
     Those of one layer's two largest matrices in fp32, what Muon makes of one of them, and those of
     what AdamW moves, most of it the embedding and an output matrix of its own.
     """
-    matrix = 4 * model.d_model * model.d_hidden * max(model.n_experts, 1)
+    matrix = 4 * model.d_model * (2 if model.is_llama else 1) * model.d_hidden * max(model.n_experts, 1)
     return 3 * matrix + (1 if model.tied else 2) * 4 * model.vocab_size * model.d_model
 
 

@@ -11,6 +11,7 @@ Shape letters: N tokens, n different tokens, D d_model, F hidden units, V vocabu
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -46,16 +47,20 @@ def find_fault(device: torch.device, dtype: torch.dtype, largest: ModelConfig, n
         n_tokens: that it learns from at once.
     """
     try:
-        return fault_of_a_small_model(device, dtype) or fault_of_products(device, dtype, largest, n_tokens)
+        return fault_of_a_small_model(device, dtype, largest.is_llama) or fault_of_products(
+            device, dtype, largest, n_tokens
+        )
     except (RuntimeError, TypeError) as error:  # MPS refuses a dtype with a TypeError
         if is_out_of_memory(error):
             raise
         return f"it cannot be computed ({str(error).splitlines()[0]})"
 
 
-def fault_of_a_small_model(device: torch.device, dtype: torch.dtype) -> str:
+def fault_of_a_small_model(device: torch.device, dtype: torch.dtype, is_llama: bool) -> str:
     # All experts serve every token: otherwise rounding alone could send one to another expert.
     geometry = ModelConfig(vocab_size=512, d_model=64, n_layers=2, n_heads=2, n_experts=4, top_k=4, context_length=64)
+    if is_llama:
+        geometry = dataclasses.replace(geometry, architecture="llama", queries_per_kv=2)
     tokens = torch.randint(512, (2, 65), generator=torch.Generator().manual_seed(0))
     for config in (geometry.upcycled(n_experts=0, top_k=4), geometry):
         expected = logits_and_gradients(check_model(config), tokens)

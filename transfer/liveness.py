@@ -48,7 +48,7 @@ class LivenessReport:
 
     clone_cosines: None for a model that was neither upcycled nor grown in width.
     effective_rank: by matrix ("qkv", "out", "up", "down"), 0 to 1; the median over the first, the
-        middle and the last old block. Of a stack of experts it is that of expert 0.
+        middle and the last old block. Of several matrices in one it is that of the first.
     identity_effective_rank: the same of the first identity block; None where there is none.
     smallest_expert_share: of a block's slots, 1 / n_experts if used alike; None if dense, and so
         are the block in which it was found and the entropies.
@@ -206,13 +206,13 @@ def summarised(cosines: dict[str, dict[int, Tensor]], average: Callable[[Tensor]
 
 
 def block_effective_ranks(model: Transformer, index: int) -> dict[str, float]:
-    """Effective rank of a block's four matrices, of expert 0 where there are experts."""
+    """Effective rank of a block's four matrices, of expert 0 where there are experts, of the gate where `up` has one."""
     block = model.blocks[index]
     layers = {"qkv": block.attention.qkv, "out": block.attention.out, "up": block.mlp.up, "down": block.mlp.down}
     ranks = {}
     for kind, layer in layers.items():
         weight = whole(layer.weight)
-        ranks[kind] = effective_rank_share(weight[0] if weight.ndim == 3 else weight)
+        ranks[kind] = effective_rank_share(weight.view(-1, *weight.shape[-2:])[0])
     return ranks
 
 

@@ -51,7 +51,7 @@ def hyperclone_weight(
     if rows is not None:
         weight = rows.written(weight, dim=-2)
     if columns is not None and noise_std:
-        # Root mean square over the copies; mean-filled columns are zero and do not count.
+        # Root mean square over the copies; columns of fillings are zero and do not count.
         std = noise_std * torch.linalg.vector_norm(weight).item() / math.sqrt(weight.numel() * columns.tiled_share)
         columns.add_cancelling_noise(weight, std, generator)
     return weight
@@ -121,7 +121,7 @@ def grown_parameter(name: str, old: Tensor, maps: GrowthMaps, noise_std: float, 
 def grown_norm(name: str, old: Tensor, maps: GrowthMaps, noise_std: float, generator: torch.Generator) -> Tensor:
     """Gain or bias (D,) of a norm.
 
-    The gain makes up for the variance that mean-filled features take away; their own bias is
+    The gain makes up for the variance, or mean of squares, that fillings take away; their own bias is
     zero, so that they leave the norm as zero. Before a tied embedding, which sums over the
     copies, the final norm is a reader of the residual, divided, with noise on its gain.
     (Noise in the embedding itself would change what enters the first block.)
@@ -132,6 +132,6 @@ def grown_norm(name: str, old: Tensor, maps: GrowthMaps, noise_std: float, gener
     gain = (
         hyperclone_weight(old, columns=maps.residual, noise_std=noise_std, generator=generator)
         if reads
-        else maps.residual.written(old)
+        else maps.gains.written(old)
     )
     return gain * math.sqrt(maps.residual.tiled_share)

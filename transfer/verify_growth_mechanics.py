@@ -21,8 +21,8 @@ from torch import Tensor
 
 from config import UserError
 from models import Transformer, exact_arithmetic, next_token_loss
+from models.attention import apply_rope, for_all_heads, rope_tables
 from models.shards import unsharded
-from models.transformer import apply_rope, rope_tables
 from transfer.clone_gradients import compare_clone_gradients
 from transfer.growth_maps import GrowthMaps
 from transfer.near_ties import RouterChoices, following
@@ -300,7 +300,7 @@ def _scores(model: Transformer, block: int, x_BTD: Tensor, shift: int) -> Tensor
     """q·k after RoPE, (batch, heads, time, time), as if the sequence began at position `shift`."""
     attention, T = model.blocks[block].attention, x_BTD.shape[1]
     with unsharded(model.blocks[block]):
-        q_BHTK, k_BHTK, _ = attention.split_heads(attention.qkv(x_BTD))
-    rope = rope_tables(T + shift, model.config.rotary_dim, model.config.rope_base, x_BTD.device, x_BTD.dtype)
+        q_BHTK, k_BHTK = for_all_heads(*attention.split_heads(attention.qkv(x_BTD))[:2])
+    rope = rope_tables(model.config, T + shift, x_BTD.device, x_BTD.dtype)
     cos_TR, sin_TR = (table[shift:] for table in rope)
     return apply_rope(q_BHTK, cos_TR, sin_TR) @ apply_rope(k_BHTK, cos_TR, sin_TR).transpose(-1, -2)

@@ -30,6 +30,9 @@ from transfer.verify_growth_mechanics import (
 CPU = torch.device("cpu")
 N_RANKS = 4
 GEOMETRY = ModelConfig(vocab_size=53, d_model=24, n_layers=2, n_heads=2, n_experts=4, top_k=2, context_length=16)
+LLAMA = dataclasses.replace(
+    GEOMETRY, n_layers=1, n_heads=4, d_model=32, architecture="llama", queries_per_kv=2, hidden_ratio=2.5
+)
 CONFIG = TrainingConfig(batch_size=8, accumulate=2, memory="full", weight_decay=0.1)
 # Which dimension is split: experts where ranks divide them, their rows where they do not, rows of unequal number.
 LAYOUTS = {
@@ -38,6 +41,9 @@ LAYOUTS = {
     "fewer experts than ranks": (dataclasses.replace(GEOMETRY, n_layers=1, n_experts=2), 1),
     "experts that ranks do not divide": (dataclasses.replace(GEOMETRY, n_layers=1, n_experts=6), 1),
     "as Pythia": (dataclasses.replace(GEOMETRY, tied=False, parallel_residual=True, rotary_share=0.5), 0),
+    "Llama, dense": (dataclasses.replace(LLAMA, n_experts=0, n_layers=2), 0),
+    "Llama, two experts each": (dataclasses.replace(LLAMA, n_experts=8), 0),
+    "Llama, rows of experts": (dataclasses.replace(LLAMA, n_experts=3), 2),
     "columns, and uneven rows": (dataclasses.replace(GEOMETRY, d_model=26, n_heads=1, n_layers=1, n_experts=3), 1),
 }
 
@@ -89,7 +95,8 @@ def test_steps_on_ranks_are_those_of_one_in_every_layout():
     def work():
         for name, (config, dim) in LAYOUTS.items():
             if config.is_moe:
-                assert shared_dim((config.n_experts, config.d_hidden, config.d_model), team().size) == dim, name
+                shape = built(config).blocks[0].mlp.up.weight.shape
+                assert shared_dim(shape, team().size) == dim, name
             figures, weights = same_steps(config)
             assert figures < 3e-5 and weights < 1e-4, (name, figures, weights)
 
