@@ -60,7 +60,8 @@ def evaluated(folder, device: str) -> float:
     [
         ("mps", "--precision bf16 --memory lean"),
         ("mps", "--precision fp32"),
-        ("cuda", "--precision bf16"),
+        ("mps", "--precision bf16 --architecture llama"),
+        ("cuda", "--precision bf16 --architecture llama"),
         ("cuda", "--precision bf16 --accumulate 2"),
         ("cuda", "--precision fp32"),
     ],
