@@ -197,7 +197,7 @@ def test_the_jump_of_a_boundary_leaves_near_ties_out_where_they_alone_make_it_to
     assert abs(led - before) < LARGEST_JUMP / 10 and 1 <= n_near_ties <= 3, "the token is in each batch"
 
 
-@pytest.mark.parametrize("factor", [1.001, 1.5])
+@pytest.mark.parametrize("factor", [1.05, 1.5])
 def test_a_jump_that_is_none_of_near_ties_stays(factor):
     old, new = tied_model(places=(0,))
     with torch.no_grad():
