@@ -26,10 +26,13 @@ def one_line(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has its own exception; MPS and the CPU's allocator say it in words."""
-    words = ("MPS backend out of memory", "DefaultCPUAllocator")
-    is_said = isinstance(error, RuntimeError) and any(text in str(error) for text in words)
-    return is_said or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    """CUDA has its own exception; MPS, the CPU's allocator and oneDNN, which has its own memory, say it in words."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    words, text = ("MPS backend out of memory", "DefaultCPUAllocator"), str(error)
+    # Of what oneDNN cannot do at all it says "could not create a primitive descriptor …".
+    is_said = any(word in text for word in words) or text == "could not create a primitive"
+    return isinstance(error, RuntimeError) and is_said
 
 
 class Ending:

@@ -417,6 +417,9 @@ def test_out_of_memory_is_told_from_other_errors():
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"))
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for an eltwise primitive"))
+    assert not is_out_of_memory(ValueError("could not create a primitive"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
