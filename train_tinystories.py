@@ -27,7 +27,7 @@ from run.console import boundary_summary
 from run.ending import RunEnding
 from run.loop import train_phase
 from run.run import Run
-from run.start import plan_of, start_run
+from run.start import print_plan, start_run
 from run.stop import StopSignals
 from training.allocator import hand_out_large_blocks
 from training.ranks import team
@@ -90,7 +90,7 @@ def work(arguments: list[str] | None, ending: RunEnding) -> None:
     with StopSignals() as stop:
         ending.config, device, plan_only = parse_config(arguments)
         if plan_only:
-            print(plan_of(ending.config, device).table())
+            print_plan(ending.config, device)
             return
         with start_run(ending.config, device, stop) as run:
             ending.run = run

@@ -20,6 +20,7 @@ from durable_files import remove_leftovers
 from models import Transformer
 from phases import HISTORY_NAME, LAUNCHERS_NAME, PHASES, PICTURE_NAME, REPORT_NAME, STATE_NAME
 from report.history import History, NoHistory, require_history, verified_rows
+from run.console import duration_line
 from run.facts import facts
 from run.folder import find_earlier_run, require_writable, sole_run
 from run.live import Live, require_packages
@@ -65,12 +66,15 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
                 run.saver.wait()
 
 
-def plan_of(config: TrainingConfig, device: torch.device) -> Plan:
-    """The plan of a run that is not started: for the tokenizer that it will most probably have."""
+def print_plan(config: TrainingConfig, device: torch.device) -> None:
+    """What a run would take, and start nothing: for the tokenizer that it will most probably have."""
     compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
     start_model = start_geometry(config)
     dense = dense_of(start_model) if start_model else probable_dense(config)
-    return make_plan(config, dense, Machine.now(device, compute_dtype, planned_count()))
+    plan = make_plan(config, dense, Machine.now(device, compute_dtype, planned_count()))
+    print(plan.table())
+    if not plan.advice:
+        print(duration_line(plan, config, config.start_phase))
 
 
 @dataclass
@@ -144,9 +148,13 @@ def decided_before(saved: RunState, config: TrainingConfig, changes: dict) -> Tr
 
 def decide(settled: Settled, machine: Machine) -> Plan:
     """What each phase will be and take, printed. Raises UserError where that does not fit."""
+    config = settled.config
     plan = make_plan(settled.decided, settled.dense, dataclasses.replace(machine, compute_dtype=settled.compute_dtype))
     print(plan.table())
-    team().first(lambda: require_memory(plan, settled.config.ignore_memory_plan))
+    team().first(lambda: require_memory(plan, config.ignore_memory_plan))
+    at = settled.saved
+    begins_with, step = (at.phase + at.is_complete, 0 if at.is_complete else at.step) if at else (config.start_phase, 0)
+    print(duration_line(plan, config, begins_with, step))
     return plan
 
 
