@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from models import Transformer
 from phases import Phase
+from run.decoration import decoration
 from run.run import Run
 from run.run_state import RunState
 from transfer.gradient_coverage import GradientCoverage
@@ -63,9 +64,10 @@ def record_liveness(
     run: Run, phase: Phase, model: Transformer, steps: int, coverage: GradientCoverage | None = None
 ) -> None:
     """Prints and records whether the clones of the boundary before `phase` have parted, after `steps` of training."""
-    with run.aside():
-        report = liveness_report(model, run.plan.models[phase.before.number - 1], run.heldout[0], coverage)
-    tqdm.write(f"  Liveness after {steps} steps of phase {phase.number}:")
-    for line in report.summary():
-        tqdm.write(f"  {line}")
-    run.history.write("liveness", phase=phase.number, steps=steps, **dataclasses.asdict(report))
+    with decoration(f"liveness after {steps} steps of phase {phase.number}"):
+        with run.aside():
+            report = liveness_report(model, run.plan.models[phase.before.number - 1], run.heldout[0], coverage)
+        tqdm.write(f"  Liveness after {steps} steps of phase {phase.number}:")
+        for line in report.summary():
+            tqdm.write(f"  {line}")
+        run.history.write("liveness", phase=phase.number, steps=steps, **dataclasses.asdict(report))
