@@ -98,7 +98,7 @@ def page(fields: str, folder: Path, monkeypatch) -> type:
 
 def test_the_page_is_read_from_a_zip_file_and_without_docstrings(tmp_path):
     with zipfile.ZipFile(tmp_path / "code.zip", "w") as archive:
-        for name in ("config.py", "model_config.py", "settings.py"):
+        for name in ("config.py", "model_config.py", "phases.py", "settings.py"):
             archive.write(ROOT / name, name)
     code = "import sys; sys.path.insert(0, 'code.zip'); from config import SETTINGS; print(SETTINGS['seed'].bound)"
     result = subprocess.run([sys.executable, "-OO", "-c", code], cwd=tmp_path, capture_output=True, text=True)
