@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from torch import Tensor
 from tqdm import tqdm
 
 from models import Transformer
@@ -35,6 +36,11 @@ class LivenessWatch:
             self.coverage = GradientCoverage(model, run.plan.models[phase.before.number - 1])
             if saved:
                 self.coverage.go_on_from(saved.coverage)
+
+    def before_step(self, tokens_BT: Tensor) -> None:
+        """Looks at the gradients of the first sequence of a batch: of all they would cost a step more for each."""
+        if self.coverage:
+            self.coverage.look_at_language_loss(tokens_BT[:1])
 
     def after_step(self, n_steps: int) -> None:
         """Once the phase has done `n_steps`."""

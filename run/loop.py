@@ -70,6 +70,7 @@ def train_steps(
                 save_if_due(run, phase, n_done, model, optimizers, rows, liveness)
             step = n_done
             rate, tokens_BT = rate_at(step), run.batch(run.progress.steps)
+            liveness.before_step(tokens_BT)
             loss, layers, grad_norm = train_step(model, optimizers, tokens_BT, rate, config)
             run.count_step(model.config)
             bar.update()

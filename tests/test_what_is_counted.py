@@ -8,6 +8,7 @@ from hugging_face.model_card import model_card
 from models import load_model
 from phases import HISTORY_NAME, REPORT_NAME, phase_of
 from report.history import read_history
+from run.run_state import read_run_state
 from tests.faults import kill_points
 from tests.faults.runs import Workshop, resume
 from training.flops import step_flops
@@ -50,7 +51,8 @@ def test_a_run_resumed_with_another_batch_size_measures_the_same_stories(shop, t
     """Nothing is trained between the two measurements: the same model has the same loss, whatever the batch size."""
     flags = ["--steps-phase3", "0", "--eval-batches", "3"]
     stopped = tmp_path / "stopped"
-    assert shop.run(stopped, *flags, prepare=lambda: kill_points.patch("before_growth:1")).code < 0
+    assert shop.run(stopped, *flags, prepare=lambda: kill_points.patch("after_checks:2")).code < 0
+    assert read_run_state(stopped).position == 2.5, "the state after phase 2 was on the disk"
     found = {}
     for size in (8, 4, 2, 1, 5):
         folder = shutil.copytree(stopped, tmp_path / f"at{size}")
@@ -60,15 +62,16 @@ def test_a_run_resumed_with_another_batch_size_measures_the_same_stories(shop, t
         (boundary,) = [row for row in rows if row["event"] == "boundary" and row["to_phase"] == 3]
         found[size] = boundary["loss_before"]
         assert found[size] == pytest.approx(rows[-1]["phase2_final"], abs=2e-6), "measured before the stop, at 4"
-        assert rows[0]["heldout_batch"] == 4
     # fp32 means over windows in other groups: each loss is a mean of 12 windows, rounded about 1e-7 of itself.
+    assert rows[0]["heldout_batch"] == 4
     assert max(found.values()) - min(found.values()) < 2e-6, found
 
 
 def test_a_run_stopped_twice_still_measures_what_it_began_with(shop, tmp_path):
     folder = tmp_path / "run"
     assert shop.run(folder, prepare=lambda: kill_points.patch("between_two_steps:5")).code < 0
-    assert resume(folder, "--batch-size", "2", prepare=lambda: kill_points.patch("before_growth:1")).code < 0
+    assert resume(folder, "--batch-size", "2", prepare=lambda: kill_points.patch("after_checks:2")).code < 0
+    assert read_run_state(folder).position == 2.5
     assert resume(folder, "--batch-size", "1", "--steps-phase3", "0").code == 0
     rows = read_history(folder / HISTORY_NAME)
     changes = [row["changes"] for row in rows if row["event"] == "resumed"]
