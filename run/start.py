@@ -32,7 +32,6 @@ from run.start_model import dense_of, keep_tokenizer, probable_dense, require_to
 from run.state_shards import lay_out, read_shards, require_whole_shards
 from run.stop import StopSignals
 from training.device import choose_precision
-from training.flops import step_flops
 from training.plan import Machine, Plan, make_plan, require_memory
 from training.ranks import team
 from training.torchrun import launcher, planned_count, together
@@ -109,7 +108,8 @@ def settle(config: TrainingConfig, device: torch.device, folder: Path) -> Settle
     if saved:
         require_whole_shards(saved, folder)
     decided = decided_before(saved, config, changes) if saved else config
-    data = team().in_turn(lambda: load_data(config))
+    heldout_batch = saved.facts["heldout_batch"] if saved else config.batch_size
+    data = team().in_turn(lambda: load_data(config, heldout_batch=heldout_batch))
     if start_model:
         require_tokenizer(start_model, data)
     stories = fingerprint(data)
@@ -212,15 +212,16 @@ def open_folder(settled: Settled, new: RunState, launchers: list[str]) -> Histor
 def beginning(settled: Settled, plan: Plan) -> RunState:
     """Where a run that is not resumed begins: before its first step, or where `start_phase` says.
 
-    With a `start_phase` the phases before it count as done, so that training does not read their stories again.
+    With a `start_phase` the batches of the phases before it count as read, so that training does not read them again;
+    what those phases took counts for nothing, as another run has done it.
     """
     config = settled.config
-    state = RunState(dataclasses.asdict(config), settled.stories, facts(plan, settled.start_model))
+    state = RunState(
+        dataclasses.asdict(config), settled.stories, facts(plan, settled.data.heldout_batch, settled.start_model)
+    )
     for phase in PHASES[: config.start_phase - 1]:
         state.phase, state.is_complete = phase.number, True
-        n_steps, flops = config.steps(phase.number), step_flops(plan.models[phase.number - 1], config.batch_size)
-        state.progress.steps += n_steps
-        state.progress.flops += n_steps * flops
+        state.progress.steps += config.steps(phase.number)
     return state
 
 
