@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from config import UserError
 
-# What says where a file comes from, how a model was begun, or how its texts are drawn. Dropout is left out.
+# What says where a file comes from, how a model was begun, or how its texts are drawn; so does what begins with an
+# underscore. Dropout is left out.
 HARMLESS = frozenset(
-    "_name_or_path architectures attention_dropout bos_token_id chunk_size_feed_forward classifier_dropout "
+    "architectures attention_dropout bos_token_id chunk_size_feed_forward classifier_dropout "
     "do_sample dtype hidden_dropout id2label initializer_range is_decoder label2id max_length "
     "max_new_tokens min_length model_type num_beams output_attentions output_hidden_states output_router_logits "
     "pad_token_id pretraining_tp problem_type repetition_penalty return_dict router_aux_loss_coef router_jitter_noise "
@@ -31,7 +32,8 @@ class Fields:
 
     def __init__(self, theirs: dict, defaults: dict):
         self.given, self.values, self.problems = theirs, {**defaults, **theirs}, []
-        for name in sorted(theirs.keys() - defaults.keys() - HARMLESS):
+        unknown = {name for name in theirs if not name.startswith("_")} - defaults.keys() - HARMLESS
+        for name in sorted(unknown):
             if theirs[name] is not None and theirs[name] is not HARMLESS_VALUES.get(name):
                 self.problems.append(
                     f"{name} is {theirs[name]!r}, a field that we do not know and that may change what the model computes"
