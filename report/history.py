@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import time
 import zlib
@@ -38,6 +37,7 @@ from pathlib import Path
 from typing import Protocol
 
 from config import UserError
+from durable_files import sync
 from phases import HISTORY_NAME
 
 SEAL = re.compile(rb', "crc": "([0-9a-f]{8})"}\n$')
@@ -108,7 +108,7 @@ class History:
 
     def sync(self) -> None:
         """Returns when every row is on the disk."""
-        os.fsync(self._file.fileno())
+        sync(self._file)
 
     def close(self) -> None:
         self._file.close()

@@ -109,21 +109,22 @@ def test_a_boundary_that_will_not_fit_is_named_before_anything_is_trained():
         require_memory(tight, ignore=False)
 
 
-def storages() -> dict[int, int]:
-    """The bytes of all tensors' memory by its address."""
+def storages() -> dict[int, torch.UntypedStorage]:
+    """The memory of all tensors by its address."""
     found = (each.untyped_storage() for each in gc.get_objects() if issubclass(type(each), torch.Tensor))
-    return {storage.data_ptr(): storage.nbytes() for storage in found}
+    return {storage.data_ptr(): storage for storage in found}
 
 
 def test_both_models_and_the_old_moments_are_what_a_boundary_takes(tmp_path, token_cache, monkeypatch):
     """All tensors that are alive after the checks, counted: they are the planned ones."""
+    # What other tests have left is held, so that no new tensor takes its place.
     seen, before, cross = [], storages(), train_tinystories.cross_boundary
 
     def counting(run, phase, old, new):
         cross(run, phase, old, new)
         run.saver.wait()
         gc.collect()
-        found = sum(n for address, n in storages().items() if address not in before)
+        found = sum(each.nbytes() for address, each in storages().items() if address not in before)
         planned = 4 * sum(count_parameters(m.config).total for m in (old, new)) + moment_bytes(old.config, False)
         seen.append((found, planned))
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from config import ModelConfig, TrainingConfig, UserError
@@ -190,13 +190,9 @@ def available_bytes(device: torch.device) -> float:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    limits = [int(fields["MemAvailable"].split()[0]) * 1024]
+    limits = [psutil.virtual_memory().available]
     for limit in map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        if limit.exists() and (text := limit.read_text(encoding="utf-8").strip()).isdigit():
             limits.append(int(text))
     return min(limits)
 
