@@ -88,10 +88,8 @@ class History:
             raise UserError(f"cannot write {path}: {error.strerror}; choose another --checkpoint-dir") from error
 
     def write(self, event: str, **values) -> None:
-        # JSON has no NaN and no infinity; a failed check may have measured one.
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        row = {"event": event, "time": round(time.time(), 3), **finite}
-        text = json.dumps(row).encode()
+        row = {"event": event, "time": round(time.time(), 3), **finite(values)}
+        text = json.dumps(row, allow_nan=False).encode()
         crc = zlib.crc32(text, self.crc)
         line = text[:-1] + b', "crc": "%08x"}\n' % crc
         try:
@@ -114,6 +112,15 @@ class History:
         self._file.close()
         if self.mirror:
             self.mirror.close()
+
+
+def finite(value):
+    """With null for what is not finite, however deep it lies: JSON has no NaN, and a failed check may have measured one."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class NoHistory:
