@@ -12,34 +12,68 @@ from pathlib import Path
 
 import torch
 
-from config import UserError
+from settings import UserError
 
 LONGEST_LINE = 1200
+NOBODY_READS = 141
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error's text in one line that can be read, even where it quotes a value of many lines or characters."""
     text = " ".join(str(error).split())
     half = LONGEST_LINE // 2
     return text if len(text) <= LONGEST_LINE else f"{text[:half]} … {text[-half:]}"
 
 
-def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """CUDA has its own exception; MPS and the CPU's allocator say it in words."""
-    words = ("MPS backend out of memory", "DefaultCPUAllocator")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in words)
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has its own exception; MPS, the CPU's allocator and oneDNN, which has its own memory, say it in words."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    words, text = ("MPS backend out of memory", "DefaultCPUAllocator"), str(error)
+    # Of what oneDNN cannot do at all it says "could not create a primitive descriptor …".
+    is_said = any(word in text for word in words) or text == "could not create a primitive"
+    return isinstance(error, RuntimeError) and is_said
 
 
-def run_command(work: Callable[[], int | None], out_of_memory: str, stopped: str = "stopped") -> int:
-    """Runs a command and returns its exit code; what goes wrong is told in one line.
+class Ending:
+    """What a command that cannot go on says, and with which exit code it ends.
 
-    That is what `work` returns (None is 0), or 2 where something given cannot work, 4 out of memory, 130 stopped by
-    Ctrl-C, 141 where nobody reads on.
+    2 where something given cannot work, 4 out of memory, 130 stopped by Ctrl-C, 141 where nobody reads on; a `UserError`
+    may have an `exit_code` of its own.
 
     Args:
         out_of_memory: what to do about it.
         stopped: what is said of Ctrl-C.
     """
+
+    def __init__(self, out_of_memory: str = "", stopped: str = "stopped"):
+        self.out_of_memory, self.stopped = out_of_memory, stopped
+
+    def of(self, error: BaseException) -> tuple[int, str] | None:
+        """The exit code and the line for an error; None for a fault of ours, whose traceback is wanted."""
+        if isinstance(error, UserError):
+            return getattr(error, "exit_code", 2), f"error: {one_line(error)}"
+        if isinstance(error, KeyboardInterrupt):
+            return 130, f"\n{self.stopped}"
+        if isinstance(error, BrokenPipeError):
+            return NOBODY_READS, ""
+        if isinstance(error, OSError):  # of a path that cannot be one, or of a full disk behind the output
+            return 2, f"error: {one_line(error)}"
+        if is_out_of_memory(error):
+            return 4, f"error: out of memory: {self.out_of_memory}"
+        return None
+
+    def say(self, line: str, error: BaseException) -> None:
+        print(line, file=sys.stderr)
+
+
+def run_command(work: Callable[[], int | None], out_of_memory: str, stopped: str = "stopped") -> int:
+    """Runs a command and returns its exit code; what goes wrong is told in one line, as `Ending` says."""
+    return run_to_its_end(work, Ending(out_of_memory, stopped))
+
+
+def run_to_its_end(work: Callable[[], int | None], ending: Ending) -> int:
+    """Runs `work` and returns the exit code: what it returns (None is 0), or that of its ending."""
     for stream in (sys.stdout, sys.stderr):
         # A terminal without UTF-8 shows ? for what it has no letter for; that must not end the program.
         stream.reconfigure(errors="replace")
@@ -47,24 +81,17 @@ def run_command(work: Callable[[], int | None], out_of_memory: str, stopped: str
         code = work()
         sys.stdout.flush()
         return code or 0
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\n{stopped}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # As `| head` does. Python would complain once more while it closes what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:  # of a path that cannot be one, or of a full disk behind the output
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except BaseException as error:
+        found = ending.of(error)
+        if found is None:
             raise
-        print(f"error: out of memory: {out_of_memory}", file=sys.stderr)
-        return 4
+        code, line = found
+        if code == NOBODY_READS:
+            # As after `| head`. Python would complain once more while it closes what is left.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            ending.say(line, error)
+        return code
 
 
 def require_writable(out: Path, checkpoint: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model_config import ModelConfig
+from phases import PHASES
 from settings import UserError, read_settings
 
 # Times the factors of an optimizer it is still a number in fp32.
@@ -221,26 +222,31 @@ class TrainingConfig:
             hidden_ratio=-(-self.d_model // 24) * 64 / self.d_model if is_llama else ModelConfig.hidden_ratio,
         )
 
-    def phase_geometries(self, vocab_size: int, tokenizer: str = "") -> tuple[ModelConfig, ModelConfig, ModelConfig]:
-        """The models of the three phases."""
+    def phase_geometries(self, vocab_size: int, tokenizer: str = "") -> tuple[ModelConfig, ...]:
+        """The models of all phases."""
         return self.geometries_from(self.dense_geometry(vocab_size, tokenizer))
 
-    def geometries_from(self, dense: ModelConfig) -> tuple[ModelConfig, ModelConfig, ModelConfig]:
-        """The models of the three phases where the first is `dense`."""
-        moe = dense.upcycled(self.n_experts, self.top_k)
-        return dense, moe, moe.grown(self.scale_factor, self.extra_layers)
+    def geometries_from(self, dense: ModelConfig) -> tuple[ModelConfig, ...]:
+        """The models of all phases where the first is `dense`."""
+        models = [dense]
+        for phase in PHASES[1:]:
+            if phase.made_by == "upcycle":
+                models.append(models[-1].upcycled(self.n_experts, self.top_k))
+            else:
+                models.append(models[-1].grown(self.scale_factor, self.extra_layers))
+        return tuple(models)
 
     def steps(self, phase: int) -> int:
-        return (self.steps_phase1, self.steps_phase2, self.steps_phase3)[phase - 1]
+        return getattr(self, f"steps_phase{phase}")
 
     def learning_rate(self, phase: int) -> float:
-        return (self.lr_phase1, self.lr_phase2, self.lr_phase3)[phase - 1]
+        return getattr(self, f"lr_phase{phase}")
 
     @property
     def total_steps(self) -> int:
         """At most, where trials of growth decide."""
         longest = LONGEST_PHASE if self.grow_when == "auto" else 1
-        return longest * (self.steps_phase1 + self.steps_phase2) + self.steps_phase3
+        return sum(self.steps(phase.number) * (longest if phase.after else 1) for phase in PHASES)
 
 
 SETTINGS = read_settings(TrainingConfig)

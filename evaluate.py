@@ -20,14 +20,14 @@ import torch
 from command_line import OneLineParser, run_command
 from config import UserError
 from data import mean_bytes_per_token
-from data.held_out import read_held_out
+from data.whole_text import read_whole_text
 from durable_files import replacing
 from inference.checkpoint import add_common_flags, latest_checkpoint, load_trained
 from inference.expert_words import MIN_COUNT, TokensOfExperts, table
-from inference.held_out_loss import measure_loss
+from inference.text_loss import measure_loss
 from models import summary
 from training.device import pick_device
-from training.evaluate import bits_per_byte
+from training.heldout import bits_per_byte
 from transfer.rounding import dtype_name
 
 DESCRIPTION = """Measures a trained model on every token of a text: held-out loss in nats a token, perplexity, bits per
@@ -93,7 +93,7 @@ def evaluate(given: argparse.Namespace) -> dict:
     """
     path = given.checkpoint or latest_checkpoint()
     _, model, encoding = load_trained(path, given.tokenizer, pick_device(given.device))
-    text = read_held_out(given.data, encoding, given.max_tokens)
+    text = read_whole_text(given.data, encoding, given.max_tokens)
     n_tokens = len(text.tokens)
     print(f"model  {path}: {summary(model.config)}")
     print(

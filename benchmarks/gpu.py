@@ -52,7 +52,7 @@ from benchmarks.measuring import (
 from benchmarks.moe_peers import hugging_face, make_problem, ours
 from benchmarks.trainees import Trainee, network_flops
 from config import PRESETS, ModelConfig, TrainingConfig, UserError
-from data import TokenizerUnavailable, load_tokenizer
+from data.tokenizer import TokenizerUnavailable, load_tokenizer
 from phases import HISTORY_NAME
 from report.history import read_history
 

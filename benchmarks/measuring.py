@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from command_line import OneLineParser, run_command
 from config import UserError
-from run.start import git_commit
+from run.facts import git_commit
 from training.allocator import hand_out_large_blocks
 
 ROUNDS = 5

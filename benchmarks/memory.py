@@ -30,7 +30,7 @@ from benchmarks.measuring import (
 )
 from config import PRESETS, TrainingConfig
 from models import Transformer
-from phases import PHASE_ROWS
+from phases import phase_of
 from training.device import pick_device
 from training.plan import GB, Machine, PhaseMemory, make_plan
 from training.step import prepare_training, train_step
@@ -90,7 +90,7 @@ def run(given: list[str] | None) -> None:
         planned = planned_gb(plan.memory[phase - 1], device)
         rows.append(
             {
-                "phase": PHASE_ROWS[phase - 1],
+                "phase": f"{phase} {phase_of(phase).short}",
                 "planned GB": planned,
                 "measured GB": result["peak_gb"],
                 "ratio": planned / result["peak_gb"],

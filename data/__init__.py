@@ -8,7 +8,7 @@ tokenizer        text to token ids; tokenizer_file: those of others, judged by w
 token_cache      tokenised once, memory-mapped, verified
 loading          all of this for a run
 batches          which tokens step number n sees
-held_out         all tokens of a text that a model is measured on
+whole_text       all tokens of a text that a model is measured on
 """
 
 from data.loading import KEYWORDS, StoryData, load_data, mean_bytes_per_token

@@ -7,7 +7,6 @@ SmolLM2 has these properties, and sentencepiece's BPE with byte fallback, as of 
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 import zlib
@@ -97,16 +96,16 @@ class TokenizerFile:
         """The tokenizer without what makes it cut, fill up or draw by lot."""
         content = _content(Path(self._path))
         try:
-            spec = json.loads(content)
-            dropout = spec["model"].get("dropout")
-            if dropout:
-                self.notes.append(f"its BPE dropout of {dropout:g} is switched off: a text always gives the same ids")
-            spec["model"]["dropout"] = spec["truncation"] = spec["padding"] = None
-            tokenizer = Tokenizer.from_str(json.dumps(spec))
+            tokenizer = Tokenizer.from_buffer(content)
         except Exception as error:  # tokenizers raises Exception itself
-            why = " ".join(str(error).split())[:200]
-            raise UserError(f"{self._path} is no tokenizer.json: {type(error).__name__} {why}") from error
+            raise UserError(f"{self._path} is no tokenizer.json: {' '.join(str(error).split())[:200]}") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
+        dropout = getattr(tokenizer.model, "dropout", None)
+        if dropout:
+            tokenizer.model.dropout = None
+            self.notes.append(f"its BPE dropout of {dropout:g} is switched off: a text always gives the same ids")
         return tokenizer
 
     def _bytes_of_ids(self, ids: dict[str, int]) -> list[bytes]:

@@ -6,10 +6,8 @@ from pathlib import Path
 
 from config import ModelConfig
 from models import count_parameters
-from phases import HISTORY_NAME, MODEL_NAMES, PICTURE_NAME
+from phases import HISTORY_NAME, PHASES, PICTURE_NAME, phase_of
 from report.history import read_history
-
-PHASE_TEXTS = {1: "1, dense", 2: "2, mixture of experts", 3: "3, grown mixture of experts"}
 
 
 def model_card(config: ModelConfig, checkpoint: Path, name: str, note: str = "") -> str:
@@ -78,7 +76,7 @@ def geometry(config: ModelConfig) -> list[str]:
 def figures(rows: list[dict], checkpoint: Path) -> list[str]:
     """Held-out losses, boundaries and circumstances, up to the phase whose model this is; nothing for a model that no
     phase of the run has made."""
-    phase = next((number for number, name in MODEL_NAMES.items() if name == checkpoint.name), None)
+    phase = next((phase.number for phase in PHASES if phase.file == checkpoint.name), None)
     last = {row["phase"]: row for row in rows if row["event"] == "eval" and phase and row["phase"] <= phase}
     if phase not in last:
         return []
@@ -88,7 +86,7 @@ def figures(rows: list[dict], checkpoint: Path) -> list[str]:
         lines += [f"{run['data']['source']}; seed {run['config']['seed']}, {run['device']}, {run['precision']}.", ""]
     lines += ["| after phase | tokens | held-out loss (nats a token) | bits per byte |", "|---|---|---|---|"]
     lines += [
-        f"| {PHASE_TEXTS[number]} | {row['tokens']:,} | {number_text(row['loss'])} | {number_text(row['bits_per_byte'])} |"
+        f"| {number}, {phase_of(number).kind} | {row['tokens']:,} | {number_text(row['loss'])} | {number_text(row['bits_per_byte'])} |"
         for number, row in sorted(last.items())
     ]
     for row in rows:

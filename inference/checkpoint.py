@@ -15,7 +15,7 @@ from data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_name
 from data.tokenizer_file import TokenizerFile, notes_of
 from models import Transformer, load_model
 from models.files import tokenizer_beside
-from phases import MODEL_NAMES
+from phases import PHASES
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
@@ -40,11 +40,11 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 
 def latest_checkpoint(folder: Path = Path(TrainingConfig.checkpoint_dir)) -> Path:
     """The model of the last phase that has one. Raises UserError where there is none."""
-    for phase in sorted(MODEL_NAMES, reverse=True):
-        if (folder / MODEL_NAMES[phase]).is_file():
-            return folder / MODEL_NAMES[phase]
+    for phase in reversed(PHASES):
+        if phase.path_in(folder).is_file():
+            return phase.path_in(folder)
     raise UserError(
-        f"{folder}/ holds no trained model ({', '.join(MODEL_NAMES.values())}); "
+        f"{folder}/ holds no trained model ({', '.join(phase.file for phase in PHASES)}); "
         f"train one with python train_tinystories.py, or name one with --checkpoint"
     )
 

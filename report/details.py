@@ -7,7 +7,7 @@ import time
 from config import PRESETS, SETTINGS, TrainingConfig
 from report.numbers import NONE, figure, is_number, percent
 from report.overview import geometry
-from report.record import Record
+from report.past_run import PastRun
 
 CHECKS = {
     "functional": "the same residuals, logits and loss as before",
@@ -20,12 +20,12 @@ MACHINE = ("device", "machine", "threads", "precision", "memory", "ranks", "torc
 MOST_LINES = 20
 
 
-def growth_of(record: Record, boundary: dict) -> str:
+def growth_of(past: PastRun, boundary: dict) -> str:
     """What became of what at a boundary."""
-    old, new = (record.phases[boundary[key] - 1] for key in ("from_phase", "to_phase"))
+    old, new = (past.phases[boundary[key] - 1] for key in ("from_phase", "to_phase"))
     if not (old.geometry and new.geometry):
-        return new.name
-    if boundary["to_phase"] == 2:
+        return new.phase.title
+    if new.phase.made_by == "upcycle":
         return f"every MLP becomes {new.geometry.n_experts} experts"
     return f"{geometry(old)} becomes {geometry(new)}"
 
@@ -36,12 +36,12 @@ def check_figures(row: dict) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), figure(value)) for name, value in own.items()]
 
 
-def coverage(record: Record) -> list[str]:
+def coverage(past: PastRun) -> list[str]:
     """How many of the new parameters had a gradient, as far as it was watched."""
     return [
         f"Phase {row['phase']}: {percent(1 - row['never_touched_share'])} of {row['new_parameters']:,} new parameters "
         f"had a gradient by step {row['coverage_steps']}."
-        for row in record.events("liveness")
+        for row in past.events("liveness")
         if is_number(row.get("never_touched_share")) and row.get("new_parameters")
     ]
 
@@ -54,14 +54,14 @@ def missing_figures(charts: list) -> str:
     ).lower()
 
 
-def events(record: Record) -> list[str]:
+def events(past: PastRun) -> list[str]:
     """Skipped steps, and resumes with other settings."""
     found = [
         f"Phase {row['phase']}, step {row['step']}: went on with "
         + ", ".join(f"{name} {was} → {now}" for name, (was, now) in row["changes"].items())
-        for row in record.events("resumed")
+        for row in past.events("resumed")
     ]
-    skipped = [row for row in record.events("step") if row.get("skipped")]
+    skipped = [row for row in past.events("step") if row.get("skipped")]
     for row in skipped[:MOST_LINES]:
         found.append(f"Phase {row['phase']}, step {row['step']}: skipped, as its loss or gradient was not sound")
     if len(skipped) > MOST_LINES:
@@ -74,19 +74,19 @@ def told(sample: dict) -> str:
     return sample["story"].removeprefix(sample["prompt"])
 
 
-def settings(record: Record) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+def settings(past: PastRun) -> list[tuple[str, list[tuple[str, str, bool]]]]:
     """All settings by group: name, value, and whether it is another than the preset's."""
-    preset = PRESETS.get(record.config.get("preset"), TrainingConfig())
+    preset = PRESETS.get(past.config.get("preset"), TrainingConfig())
     groups: dict[str, list] = {}
-    for name, value in record.config.items():
+    for name, value in past.config.items():
         group = SETTINGS[name].group.split(" (")[0] if name in SETTINGS else "Of another version"
         is_own = name in SETTINGS and name not in ("checkpoint_dir", "preset") and value != getattr(preset, name)
         groups.setdefault(group, []).append((name, str(value), is_own))
     return list(groups.items())
 
 
-def machine(record: Record) -> list[tuple[str, str]]:
-    run, data = record.run, record.run.get("data", {})
+def machine(past: PastRun) -> list[tuple[str, str]]:
+    run, data = past.run, past.run.get("data", {})
     commit = str(run.get("commit", "")).removesuffix("-dirty") or NONE
     found = [("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(run["time"])))]
     found += [(name, str(run[name]).replace(commit, commit[:12])) for name in MACHINE if run.get(name)]

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from phases import PHASES
 from report.axes import Axis
 from report.charts import UNITS
 from transfer.growth_maps import block_origins
 
 # Shades go from -4 (a quarter of the even share, or less) to 4 (four times as much, or more), two to a factor of 2.
 DARKEST = 4
+# The last phase whose model is larger than the one before: what is new came with it.
+GROWN = next((phase for phase in reversed(PHASES) if phase.made_by == "grow"), PHASES[-1])
 MOST_CELLS, MOST_COLUMNS, MOST_ROWS, MOST_LAYERS = 24_000, 120, 64, 24
 
 
@@ -82,7 +85,7 @@ def layer_map(columns: list[list], layer: int, n_layers: int, n_rows: int) -> He
                 paths.setdefault(level, []).append(rectangle(start, column, row, len(columns), n_rows))
     last = last or [0.0]
     return Heatmap(
-        layer, "new in phase 3" if is_new else "", len(last), min(last), max(last),
+        layer, f"new in phase {GROWN.number}" if is_new else "", len(last), min(last), max(last),
         {level: "".join(paths[level]) for level in sorted(paths)},
     )  # fmt: skip
 

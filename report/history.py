@@ -1,9 +1,9 @@
-"""The run's record: `training_history.jsonl`, one JSON object a line, append-only.
+"""The history of a run: `training_history.jsonl`, one JSON object a line, append-only.
 
 Every row has `event`, `time` (seconds since 1970) and, last, `crc`: the CRC-32 of the row's text before it,
 chained through the rows above. A changed, missing or doubled line is found at once. By event:
 
-run           versions, git commit, device, threads, precision, config, data, parameters of the three phases
+run           versions, git commit, device, threads, precision, config, data, parameters of each phase
 resumed       phase, step, changes: what a resumed run does otherwise than its `run` row says, and parameters as there;
               no row without changes, since such a run is the one that was never stopped
 step          phase, step (in the phase), loss (training batch, nats a token), lr, grad_norm,
@@ -19,8 +19,8 @@ trial         phase, step, pays, flops, loss_before, loss_as_it_is, loss_grown: 
 liveness      phase (after the boundary), steps (of that phase so far), and the fields of
               transfer.liveness.LivenessReport
 sample        phase, prompt, story, token_ids (of the continuation)
-summary       flops (counted, of the whole run), skipped_steps, phase1_final, phase2_first, phase2_final, phase3_first,
-              phase3_final (held-out losses), jump12, jump23, total_drop (in phase 3), seconds (of the whole run)
+summary       flops (counted, of the whole run), skipped_steps, phase1_final, phase2_first, phase2_final … (held-out
+              losses), jump12 …, total_drop (in the last phase), seconds (of the whole run)
 
 A figure that is not finite is null.
 """
@@ -33,8 +33,9 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from config import UserError
 from phases import HISTORY_NAME
@@ -52,6 +53,14 @@ NEUTRAL = (
 )
 
 
+class Mirror(Protocol):
+    """Shows elsewhere what is written to a history."""
+
+    def tell(self, row: dict) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class History:
     """Appends rows to a JSONL file; each row is on disk's way before `write` returns.
 
@@ -60,13 +69,13 @@ class History:
     Args:
         n_bytes, crc: how far the file had come when a state was saved, see `require_history`. What follows
             is cut off; 0 begins anew.
-        tell: called with each row that has been written.
+        mirror: is told each row that has been written, and closed with the history; see run/live.py.
     Raises:
         UserError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, n_bytes: int = 0, crc: int = 0, tell: Callable[[dict], None] | None = None):
-        self.path, self.n_bytes, self.crc, self.tell = path, n_bytes, crc, tell
+    def __init__(self, path: Path, n_bytes: int = 0, crc: int = 0, mirror: Mirror | None = None):
+        self.path, self.n_bytes, self.crc, self.mirror = path, n_bytes, crc, mirror
         try:
             # Unbuffered: after an error nothing is left that a later flush would write.
             self._file = open(path, "ab", buffering=0)
@@ -90,8 +99,8 @@ class History:
                 f"cannot write {self.path}: {error.strerror}; free some space, then go on with --resume"
             ) from error
         self.n_bytes, self.crc = self.n_bytes + len(line), crc
-        if self.tell:
-            self.tell(row)
+        if self.mirror:
+            self.mirror.tell(row)
 
     def sync(self) -> None:
         """Returns when every row is on the disk."""
@@ -99,10 +108,12 @@ class History:
 
     def close(self) -> None:
         self._file.close()
+        if self.mirror:
+            self.mirror.close()
 
 
 class NoHistory:
-    """What ranks other than the first write into."""
+    """What a process writes into that is not the one to write."""
 
     n_bytes = crc = 0
 

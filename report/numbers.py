@@ -21,6 +21,11 @@ def si(value: float, unit: str = "") -> str:
     return f"{value:.3g}\N{NO-BREAK SPACE}{PREFIXES[thousands]}{unit}".rstrip()
 
 
+def per_second(value: float) -> str:
+    """12.3k, 950, 1.25M."""
+    return si(value).replace("\N{NO-BREAK SPACE}", "")
+
+
 def millions(n: float) -> str:
     return f"{n / 1e6:,.2f}\N{NO-BREAK SPACE}M"
 

@@ -7,8 +7,7 @@ import shlex
 from dataclasses import dataclass
 
 from report.numbers import NONE, duration, exponent, gigabytes, is_number, millions, si
-from report.plot import NAMES
-from report.record import Phase, Record
+from report.past_run import PastPhase, PastRun
 
 TABS = {"steps": "Steps", "tokens": "Tokens", "flops": "Compute", "seconds": "Time"}
 
@@ -24,32 +23,32 @@ class Verdict:
     go_on: str = ""
 
 
-def verdict(record: Record) -> Verdict:
+def verdict(past: PastRun) -> Verdict:
     """Did growth keep the function, and how far did the run come?"""
-    checks = record.events("verification")
-    n_boundaries = len(record.boundaries)
-    jumps = [row["jump"] for row in record.boundaries if is_number(row["jump"])]
+    checks = past.events("verification")
+    n_boundaries = len(past.boundaries)
+    jumps = [row["jump"] for row in past.boundaries if is_number(row["jump"])]
     detail = ""
     if n_boundaries:
         largest = max(map(abs, jumps), default=math.nan)
         passed = sum(bool(check["passed"]) for check in checks)
         detail = f"Largest jump in held-out loss {exponent(largest)} nats; {passed} of {len(checks)} checks passed"
-        told = [row.get("same_story") for row in record.boundaries]
+        told = [row.get("same_story") for row in past.boundaries]
         if all(told):
             detail += "; the same story, token for token"
-    if record.failures:
-        kind, text = "bad", f"Growth failed: {', '.join(record.failures)}"
+    if past.failures:
+        kind, text = "bad", f"Growth failed: {', '.join(past.failures)}"
     elif n_boundaries:
-        kind, text = "good", "Growth kept the function" + ("" if record.summary else " so far")
+        kind, text = "good", "Growth kept the function" + ("" if past.summary else " so far")
     else:
         kind, text = "open", "Not grown yet"
-    return Verdict(kind, text, detail, status(record), go_on(record))
+    return Verdict(kind, text, detail, status(past), go_on(past))
 
 
-def status(record: Record) -> str:
-    if record.summary:
+def status(past: PastRun) -> str:
+    if past.summary:
         return "Complete"
-    phase = record.current
+    phase = past.current
     if not phase.steps:
         return "Not complete: no step was recorded"
     return (
@@ -57,51 +56,50 @@ def status(record: Record) -> str:
     )
 
 
-def go_on(record: Record) -> str:
+def go_on(past: PastRun) -> str:
     """The command that goes on with a run that was stopped; empty for one that is complete, or has no state."""
-    if record.summary or not record.can_resume:
+    if past.summary or not past.can_resume:
         return ""
-    return f"python train_tinystories.py --resume --checkpoint-dir {shlex.quote(str(record.folder))}"
+    return f"python train_tinystories.py --resume --checkpoint-dir {shlex.quote(str(past.folder))}"
 
 
-def story_of(record: Record) -> str:
+def story_of(past: PastRun) -> str:
     """What was trained, in a sentence."""
-    phases = [phase for phase in record.phases if (phase.steps or phase.evals) and phase.total]
+    phases = [phase for phase in past.phases if (phase.steps or phase.evals) and phase.total]
     if not phases:
         return ""
     first, last = phases[0], phases[-1]
-    source = record.run.get("data", {}).get("source")
-    kinds = {1: "A dense model", 2: "A mixture of experts", 3: "A grown mixture of experts"}
-    text = f"{kinds[first.number]} of {millions(first.total)} parameters"
+    source = past.run.get("data", {}).get("source")
+    text = f"A {first.phase.kind}{'' if first.phase.has_experts else ' model'} of {millions(first.total)} parameters"
     if last is not first:
-        into = "a mixture of experts" if first.number == 1 else "one"
+        into = "one" if first.phase.has_experts else "a mixture of experts"
         text += f" became {into} of {millions(last.total)}, {millions(last.active)} of them active per token"
     return f"{text}, trained on {source}." if source else f"{text}."
 
 
-def tiles(record: Record) -> list[tuple[str, str, str]]:
+def tiles(past: PastRun) -> list[tuple[str, str, str]]:
     """(label, figure, what belongs to it) of the first screen."""
-    last = next((row for row in reversed(record.events("eval"))), None)
-    places = record.end(3)
-    flops = total_flops(record)
+    last = next((row for row in reversed(past.events("eval"))), None)
+    places = past.last
+    flops = total_flops(past)
     found = []
     if last:
-        label = "Final held-out loss" if record.summary else "Held-out loss so far"
+        label = "Final held-out loss" if past.summary else "Held-out loss so far"
         found.append((label, f"{last['loss']:.3f}", f"nats a token, {last['bits_per_byte']:.3f} bits per byte"))
-    speeds = [f"{si(phase.tokens / phase.seconds)}" for phase in record.phases if phase.tokens and phase.seconds]
-    found.append(("Time", duration(total_seconds(record)), f"{' · '.join(speeds)} tokens a second" if speeds else ""))
+    speeds = [f"{si(phase.tokens / phase.seconds)}" for phase in past.phases if phase.tokens and phase.seconds]
+    found.append(("Time", duration(total_seconds(past)), f"{' · '.join(speeds)} tokens a second" if speeds else ""))
     found.append(("Compute", si(flops, "FLOP") if flops else NONE, "counted, not measured"))
     found.append(("Tokens", si(places["tokens"]), f"in {places['steps']:,} steps"))
     return found
 
 
-def total_seconds(record: Record) -> float:
+def total_seconds(past: PastRun) -> float:
     """Of the whole run where it is complete, else of its training so far."""
-    return (record.summary or {}).get("seconds") or record.end(3)["seconds"]
+    return (past.summary or {}).get("seconds") or past.last["seconds"]
 
 
-def total_flops(record: Record) -> float | None:
-    return (record.summary or {}).get("flops") or record.end(3)["flops"]
+def total_flops(past: PastRun) -> float | None:
+    return (past.summary or {}).get("flops") or past.last["flops"]
 
 
 @dataclass
@@ -117,12 +115,12 @@ class Square:
     is_reached: bool
 
 
-def squares(record: Record) -> list[Square]:
-    phases = [phase for phase in record.phases if phase.total]
+def squares(past: PastRun) -> list[Square]:
+    phases = [phase for phase in past.phases if phase.total]
     largest = max((phase.total for phase in phases), default=1)
     return [
         Square(
-            phase.number, NAMES[phase.number],
+            phase.number, phase.phase.kind,
             100 * math.sqrt(phase.total / largest), 100 * math.sqrt(phase.active / phase.total),
             millions(phase.total), millions(phase.active), bool(phase.steps or phase.evals),
         )
@@ -130,11 +128,11 @@ def squares(record: Record) -> list[Square]:
     ]  # fmt: skip
 
 
-def phase_rows(record: Record) -> list[tuple[str, list[str]]]:
-    """The table of the three phases: what is in a line, and its three cells."""
+def phase_rows(past: PastRun) -> list[tuple[str, list[str]]]:
+    """The table of the phases: what is in a line, and a cell for each."""
 
     def line(label: str, cell) -> tuple[str, list[str]]:
-        return label, [cell(phase) for phase in record.phases]
+        return label, [cell(phase) for phase in past.phases]
 
     def shown(value, text) -> str:
         return text(value) if is_number(value) else NONE
@@ -157,11 +155,11 @@ def phase_rows(record: Record) -> list[tuple[str, list[str]]]:
     return [(label, cells) for label, cells in lines if set(cells) != {NONE}]
 
 
-def geometry(phase: Phase) -> str:
+def geometry(phase: PastPhase) -> str:
     g = phase.geometry
     return f"{g.d_model} × {g.n_layers} × {g.n_heads}" if g else NONE
 
 
-def experts(phase: Phase) -> str:
+def experts(phase: PastPhase) -> str:
     g = phase.geometry
     return f"{g.n_experts}, top {g.top_k}" if g and g.is_moe else NONE

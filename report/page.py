@@ -1,4 +1,4 @@
-"""Writes `report.html`: fills page.html with a record's words and figures."""
+"""Writes `report.html`: fills page.html with the words and figures."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from config import UserError
 from durable_files import reason, replacing
-from phases import REPORT_NAME
+from phases import PHASES, REPORT_NAME
 from report import details, numbers, overview
-from report.comparison import compare
+from report.beside import set_beside
 from report.figures import close_ups, expert_maps, loss_charts
-from report.record import Record
+from report.past_run import PastRun
 from report.small_figures import liveness_charts, training_charts
 
 HERE = Path(__file__).parent
@@ -25,7 +25,7 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
         UserError: there is no history, it is damaged, or the page cannot be written.
     """
     try:
-        page = render(*(Record(each) for each in (folder, other) if each)).encode()
+        page = render(*(PastRun(each) for each in (folder, other) if each)).encode()
     except UserError:
         raise
     except Exception as error:  # of rows that are other than this version writes them
@@ -39,7 +39,7 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
     return path
 
 
-def render(record: Record, other: Record | None = None) -> str:
+def render(past: PastRun, other: PastRun | None = None) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -55,19 +55,20 @@ def render(record: Record, other: Record | None = None) -> str:
     }
     return environment.get_template("page.html").render(
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
-        record=record,
-        folder=shlex.quote(str(record.folder)),
-        verdict=overview.verdict(record),
-        tiles=overview.tiles(record),
-        phase_rows=overview.phase_rows(record),
-        squares=overview.squares(record),
-        loss=loss_charts(record, other),
-        close_ups=close_ups(record),
-        training=training_charts(record),
-        experts=expert_maps(record),
-        liveness=liveness_charts(record),
-        comparison=compare(record, other) if other else None,
-        settings=details.settings(record),
-        machine=details.machine(record),
+        past=past,
+        phases=PHASES,
+        folder=shlex.quote(str(past.folder)),
+        verdict=overview.verdict(past),
+        tiles=overview.tiles(past),
+        phase_rows=overview.phase_rows(past),
+        squares=overview.squares(past),
+        loss=loss_charts(past, other),
+        close_ups=close_ups(past),
+        training=training_charts(past),
+        experts=expert_maps(past),
+        liveness=liveness_charts(past),
+        beside=set_beside(past, other) if other else None,
+        settings=details.settings(past),
+        machine=details.machine(past),
         written=time.strftime("%Y-%m-%d %H:%M"),
     )

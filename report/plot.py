@@ -1,4 +1,4 @@
-"""`training_curves.png`: loss over tokens for the three phases, with the boundaries marked."""
+"""`training_curves.png`: loss over tokens, phase by phase, with the boundaries marked."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from pathlib import Path
 
 from config import UserError
 from durable_files import replacing
-from phases import PHASE_COLOURS
+from phases import PHASES
 from report.history import read_history
-
-NAMES = {1: "dense", 2: "mixture of experts", 3: "grown mixture of experts"}
 
 
 def plot_curves(history_path: Path, picture_path: Path) -> None:
@@ -26,18 +24,19 @@ def plot_curves(history_path: Path, picture_path: Path) -> None:
 
     rows = read_history(history_path)
     figure, axes = plt.subplots(figsize=(9, 5), constrained_layout=True)
-    for phase, colour in PHASE_COLOURS.items():
-        steps = [row for row in rows if row["event"] == "step" and row["phase"] == phase]
-        evals = [row for row in rows if row["event"] == "eval" and row["phase"] == phase]
+    for phase in PHASES:
+        number, (colour, _) = phase.number, phase.colours
+        steps = [row for row in rows if row["event"] == "step" and row["phase"] == number]
+        evals = [row for row in rows if row["event"] == "eval" and row["phase"] == number]
         axes.plot([r["tokens"] / 1e6 for r in steps], [r["loss"] for r in steps], color=colour, alpha=0.35, linewidth=1)
-        starts = [(r["tokens"], r["loss_after"]) for r in rows if r["event"] == "boundary" and r["to_phase"] == phase]
+        starts = [(r["tokens"], r["loss_after"]) for r in rows if r["event"] == "boundary" and r["to_phase"] == number]
         points = starts + [(r["tokens"], r["loss"]) for r in evals]
         axes.plot(
             [t / 1e6 for t, _ in points],
             [loss for _, loss in points],
             "o-",
             color=colour,
-            label=f"phase {phase}: {NAMES[phase]}",
+            label=f"phase {number}: {phase.kind}",
         )
     for row in rows:
         if row["event"] == "boundary":

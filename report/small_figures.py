@@ -6,7 +6,7 @@ from report import axes
 from report.charts import Chart, Series
 from report.figures import XAxis, all_places, marks, spans
 from report.numbers import figure, is_number
-from report.record import Record
+from report.past_run import PastRun
 
 # Throughput is measured over so many stretches of a phase: a single step tells of the clock, and waits for no device.
 STRETCHES = 60
@@ -14,30 +14,30 @@ STRETCHES = 60
 TONES = 6
 
 
-def training_charts(record: Record) -> list[Chart]:
+def training_charts(past: PastRun) -> list[Chart]:
     """Learning rate, gradient norm, throughput, memory and the routers' losses, over steps."""
-    x = XAxis.of("steps", all_places(record))
+    x = XAxis.of("steps", all_places(past))
     if not x:
         return []
-    clip = record.config.get("grad_clip")
+    clip = past.config.get("grad_clip")
     charts = [
-        rows_chart(record, x, "Learning rate", "peak of each phase's schedule, Muon's", "lr"),
-        rows_chart(record, x, "Gradient norm", f"clipped at {clip:g}" if clip else "", "grad_norm", is_log=True),
-        throughput_chart(record, x),
-        rows_chart(record, x, "Memory", memory_hint(record), "memory_bytes", 1e9, "GB"),
-        rows_chart(record, x, "Load-balancing loss", "1 is even use of all experts", "balance_loss", low=1.0),
-        rows_chart(record, x, "Router z-loss", "large logits make it grow", "z_loss"),
+        rows_chart(past, x, "Learning rate", "peak of each phase's schedule, Muon's", "lr"),
+        rows_chart(past, x, "Gradient norm", f"clipped at {clip:g}" if clip else "", "grad_norm", is_log=True),
+        throughput_chart(past, x),
+        rows_chart(past, x, "Memory", memory_hint(past), "memory_bytes", 1e9, "GB"),
+        rows_chart(past, x, "Load-balancing loss", "1 is even use of all experts", "balance_loss", low=1.0),
+        rows_chart(past, x, "Router z-loss", "large logits make it grow", "z_loss"),
     ]
     return [chart for chart in charts if chart]
 
 
-def memory_hint(record: Record) -> str:
-    device = record.run.get("device", "")
+def memory_hint(past: PastRun) -> str:
+    device = past.run.get("device", "")
     return {"cpu": "resident in the process", "mps": "allocated by the driver"}.get(device, "the most allocated so far")
 
 
 def rows_chart(
-    record: Record, x: XAxis, title: str, hint: str, key: str, divisor: float = 1, unit: str = "", low: float = 0.0,
+    past: PastRun, x: XAxis, title: str, hint: str, key: str, divisor: float = 1, unit: str = "", low: float = 0.0,
     is_log: bool = False,
 ) -> Chart | None:  # fmt: skip
     points = {
@@ -46,26 +46,26 @@ def rows_chart(
             for row, place in zip(phase.steps, phase.places)
             if is_number(row.get(key))
         ]
-        for phase in record.phases
+        for phase in past.phases
     }
-    return phase_chart(record, x, title, hint, points, unit, low, is_log)
+    return phase_chart(past, x, title, hint, points, unit, low, is_log)
 
 
-def throughput_chart(record: Record, x: XAxis) -> Chart | None:
+def throughput_chart(past: PastRun, x: XAxis) -> Chart | None:
     points = {}
-    for phase in record.phases:
+    for phase in past.phases:
         # In a short phase shorter stretches: one point is no line.
-        every = max(min(record.config.get("log_every", 1), len(phase.steps) // 4), len(phase.steps) // STRETCHES, 1)
+        every = max(min(past.config.get("log_every", 1), len(phase.steps) // 4), len(phase.steps) // STRETCHES, 1)
         rows, places = phase.steps[::every], phase.places[::every]
         points[phase.number] = [
             (x.at(place), (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"]))
             for a, b, place in zip(rows, rows[1:], places[1:]) if b["seconds"] > a["seconds"]
         ]  # fmt: skip
-    return phase_chart(record, x, "Throughput", "measuring included", points, "tokens a second")
+    return phase_chart(past, x, "Throughput", "measuring included", points, "tokens a second")
 
 
 def phase_chart(
-    record: Record, x: XAxis, title: str, hint: str, points: dict[int, list], unit: str = "", low: float = 0.0,
+    past: PastRun, x: XAxis, title: str, hint: str, points: dict[int, list], unit: str = "", low: float = 0.0,
     is_log: bool = False,
 ) -> Chart | None:  # fmt: skip
     """One line for each phase; None where there is nothing to draw."""
@@ -80,19 +80,19 @@ def phase_chart(
     ranges = {phase: [pick(y for _, y in line) for pick in (min, max)] for phase, line in points.items() if line}
     said = "; ".join(f"phase {phase}: {figure(low)} to {figure(high)}" for phase, (low, high) in ranges.items())
     return Chart(
-        title, f"{said} {unit}".strip(), x.axis, y, series, marks(record, x),
-        spans=[(left, right, "", style) for left, right, _, style in spans(record, x)],
+        title, f"{said} {unit}".strip(), x.axis, y, series, marks(past, x),
+        spans=[(left, right, "", style) for left, right, _, style in spans(past, x)],
         hint="; ".join(text for text in (unit, hint) if text),
     )  # fmt: skip
 
 
-def liveness_charts(record: Record) -> list[Chart]:
+def liveness_charts(past: PastRun) -> list[Chart]:
     """How the clones part, how many directions the grown matrices use, and how evenly experts are used."""
-    rows = [(record.end(row["phase"] - 1)["steps"] + row["steps"], row) for row in record.events("liveness")]
+    rows = [(past.end(row["phase"] - 1)["steps"] + row["steps"], row) for row in past.events("liveness")]
     if len({at for at, _ in rows}) < 2:
         return []
     x = axes.linear("training steps", [at for at, _ in rows])
-    boundary_marks = marks(record, XAxis(x, "steps"))
+    boundary_marks = marks(past, XAxis(x, "steps"))
 
     def chart(title: str, hint: str, values_of) -> Chart | None:
         """`values_of` gives a row's values by label; a line connects those of one label within a phase."""

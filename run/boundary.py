@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from config import UserError
 from models import Transformer
+from phases import Phase
 from run.console import jump_verdict
-from run.records import continuation, record_liveness, sample_prompt
+from run.liveness_watch import record_liveness
+from run.records import continuation, sample_prompt
 from run.run import Run
-from training import ranks
-from training.evaluate import bits_per_byte, heldout_loss
+from training.heldout import bits_per_byte, heldout_loss
+from training.ranks import team
 from transfer.growth_maps import GrowthMaps
 from transfer.near_ties import following, parting, recording, rounding_parts
 from transfer.probe import PROBE_BATCH, PROBE_TOKENS
@@ -22,39 +25,42 @@ from transfer.verify_growth_mechanics import (
 )
 
 
-class GrowthCheckFailed(Exception):
+class GrowthCheckFailed(UserError):
     """A boundary changed the model, or left its clones locked; the next phase must not start."""
 
+    exit_code = 3
 
-def cross_boundary(run: Run, to_phase: int, old_model: Transformer, new_model: Transformer) -> None:
-    """Measures both models on the same held-out batches in fp32, and runs the growth checks.
+
+def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Transformer) -> None:
+    """Into `phase`: measures both models on the same held-out batches in fp32, and runs the growth checks.
 
     Raises:
         GrowthCheckFailed: unless `ignore_failed_checks`; its text names the checks.
     """
-    config = run.config
+    config, losses = run.config, run.progress.losses
+    from_phase, to_phase = phase.before.number, phase.number
     loss_before, loss_after = (heldout_loss(model, run.heldout) for model in (old_model, new_model))
     n_near_ties = 0
     if not abs(loss_after - loss_before) <= LARGEST_JUMP:
         loss_after, n_near_ties = without_near_ties(run, old_model, new_model, loss_after)
     jump = loss_after - loss_before
     same_story, told = compare_stories(run, old_model, new_model) if config.sample_tokens else (None, "")
-    results = run_checks(run, to_phase, old_model, new_model)
+    results = run_checks(run, phase, old_model, new_model)
 
     print(
-        f"\n  Phase {to_phase - 1}→{to_phase} held-out loss, same batches, fp32: "
-        f"{loss_before:.6f} → {loss_after:.6f}, jump {jump:+.1e}  {jump_verdict(jump, to_phase)}"
+        f"\n  Phase {from_phase}→{to_phase} held-out loss, same batches, fp32: "
+        f"{loss_before:.6f} → {loss_after:.6f}, jump {jump:+.1e}  {jump_verdict(jump, phase)}"
     )
     if n_near_ties:
         print(f"  near-ties: {n_near_ties} choices of experts, left out of the loss after growth")
     if told:
         print(f"  Story of the grown model: {told}")
-    run.losses.setdefault(f"phase{to_phase - 1}_final", loss_before)  # of a run that started here
-    run.losses[f"phase{to_phase}_first"] = loss_after
-    run.losses[f"jump{to_phase - 1}{to_phase}"] = jump
+    losses.setdefault(f"phase{from_phase}_final", loss_before)  # of a run that started here
+    losses[f"phase{to_phase}_first"] = loss_after
+    losses[phase.jump_name] = jump
     run.history.write(
         "boundary",
-        from_phase=to_phase - 1,
+        from_phase=from_phase,
         to_phase=to_phase,
         loss_before=loss_before,
         loss_after=loss_after,
@@ -79,15 +85,15 @@ def cross_boundary(run: Run, to_phase: int, old_model: Transformer, new_model: T
         failed.append(f"jump ({jump:+.1e} nats, allowed {LARGEST_JUMP:.0e})")
     if same_story is False:
         failed.append("story (the grown model tells another one)")
-    failed = ranks.as_first(failed)
+    failed = team().agreed(failed)
     if failed and not config.ignore_failed_checks:
         raise GrowthCheckFailed(
             f"growth checks failed before phase {to_phase}: {'; '.join(failed)}. "
-            f"{run.model_path(to_phase - 1)} is safe; --ignore-failed-checks would go on"
+            f"{phase.before.path_in(run.folder)} is safe; --ignore-failed-checks would go on"
         )
     if failed:
         print(f"  ⚠️ going on although these failed: {'; '.join(failed)}")
-    record_liveness(run, to_phase, new_model, steps=0)
+    record_liveness(run, phase, new_model, steps=0)
 
 
 def without_near_ties(run: Run, old_model: Transformer, new_model: Transformer, loss: float) -> tuple[float, int]:
@@ -106,7 +112,7 @@ def without_near_ties(run: Run, old_model: Transformer, new_model: Transformer, 
             losses.append(heldout_loss(new_model, [batch]))
         n_near_ties += choices.n_turned
         n_faults += len(choices.faults(turned_share))
-    n_near_ties, n_faults = (round(ranks.mean(n) * ranks.count()) for n in (n_near_ties, n_faults))
+    n_near_ties, n_faults = (round(team().mean(n) * team().size) for n in (n_near_ties, n_faults))
     return (loss, 0) if n_faults or not n_near_ties else (sum(losses) / len(losses), n_near_ties)
 
 
@@ -118,8 +124,8 @@ def origins_between(old_model: Transformer, new_model: Transformer) -> list[int 
 
 def compare_stories(run: Run, old_model: Transformer, new_model: Transformer) -> tuple[bool | None, str]:
     """Whether both models tell the same story, and how to say it; None where they part and rounding explains it."""
-    # The parts of a comparison in which ranks work together must not hang on what one of them finds.
-    old_ids, new_ids = ranks.as_first([continuation(run, model) for model in (old_model, new_model)])
+    # The parts of a comparison in which several processes work together must not hang on what one of them finds.
+    old_ids, new_ids = team().agreed([continuation(run, model) for model in (old_model, new_model)])
     place = parting(old_ids, new_ids)
     if place is None:
         return True, "the same, token for token"
@@ -130,10 +136,10 @@ def compare_stories(run: Run, old_model: Transformer, new_model: Transformer) ->
     return False, f"differs from token {place + 1} on"
 
 
-def run_checks(run: Run, to_phase: int, old_model: Transformer, new_model: Transformer) -> list[CheckResult]:
-    """Dense → MoE has to keep the function; bilateral growth has to pass all four checks."""
+def run_checks(run: Run, phase: Phase, old_model: Transformer, new_model: Transformer) -> list[CheckResult]:
+    """Upcycling has to keep the function; bilateral growth has to pass all four checks."""
     tokens, tolerance = probe(run.heldout), run.config.check_tolerance
-    if to_phase == 2:
+    if phase.made_by == "upcycle":
         return [check_functional_identity(old_model, new_model, tokens, tolerance)]
     return list(detailed_growth_check(old_model, new_model, tokens, tolerance).values())
 

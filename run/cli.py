@@ -12,12 +12,13 @@ import torch
 
 from command_line import OneLineParser
 from config import PRESETS, SETTINGS, TrainingConfig, UserError
-from phases import HISTORY_NAME, LAUNCHERS_NAME, STATE_NAME
+from phases import HISTORY_NAME, LAUNCHERS_NAME, PHASES, STATE_NAME
 from report.history import read_history
+from run.resume import RunComplete
 from run.run_state import read_saved_config
 from run.start_model import follow_start_model
 from settings import Setting
-from training import ranks
+from training import torchrun
 from training.device import pick_device
 
 DESCRIPTION = """Trains a dense language model, upcycles it to a mixture of experts, and grows that in
@@ -39,19 +40,13 @@ FIRST = (
     "resume",
     "overwrite",
     "device",
-    "steps_phase1",
-    "steps_phase2",
-    "steps_phase3",
+    *(f"steps_phase{phase.number}" for phase in PHASES),
     "batch_size",
     "memory",
     "scale_factor",
     "extra_layers",
     "lr_phase1",
 )
-
-
-class RunComplete(Exception):
-    """`--resume` where nothing is left to do."""
 
 
 class ScreenWide(argparse.RawDescriptionHelpFormatter):
@@ -138,11 +133,12 @@ def parse_config(arguments: list[str] | None, say=print) -> tuple[TrainingConfig
         UserError: an unknown flag or preset, values that cannot work, or nothing to resume.
         RunComplete: the run to resume has ended.
     """
+    torchrun.be_quiet_unless_first()
     given = vars(build_parser().parse_args(arguments))
     plan_only = given.pop("plan")
     if "preset" in given and given["preset"] not in PRESETS:
         raise UserError(f"--preset {given['preset']}: unknown; the presets are {', '.join(PRESETS)}")
-    if ranks.restarts() and is_begun_by_launcher(Path(given.get("checkpoint_dir", TrainingConfig.checkpoint_dir))):
+    if torchrun.restarts() and is_begun_by_launcher(Path(given.get("checkpoint_dir", TrainingConfig.checkpoint_dir))):
         # torchrun starts its command again after a rank has failed: its run is there, and goes on.
         given |= {"resume": True, "overwrite": False}
     if given.get("resume"):
@@ -165,7 +161,7 @@ def parse_config(arguments: list[str] | None, say=print) -> tuple[TrainingConfig
 def is_begun_by_launcher(folder: Path) -> bool:
     """Whether the torchrun that has started this process had begun the run in the folder before."""
     path = folder / LAUNCHERS_NAME
-    is_ours = path.exists() and ranks.launcher() in path.read_text(encoding="utf-8").splitlines()
+    is_ours = path.exists() and torchrun.launcher() in path.read_text(encoding="utf-8").splitlines()
     return is_ours and (folder / STATE_NAME).exists()
 
 

@@ -17,7 +17,7 @@ import torch
 from command_line import OneLineParser, one_line
 from config import UserError
 from models import load_model
-from phases import MODEL_NAMES
+from phases import PHASES
 from report.history import WALL_CLOCK, given_differences, history_of
 
 # What makes two rows the same row.
@@ -35,7 +35,7 @@ def differences(a: Path, b: Path) -> Iterator[tuple[str, str]]:
         yield kind, f"{name}: {first} | {second}"
     if text := first_difference(*(rows[1:] for rows in histories)):
         yield "history", text
-    for name in MODEL_NAMES.values():
+    for name in (phase.file for phase in PHASES):
         paths = [folder / name for folder in (a, b)]
         there = [path.exists() for path in paths]
         if there[0] != there[1]:

@@ -1,19 +1,19 @@
-"""What a run prints: phase headers and the closing boundary summary."""
+"""What a run prints: phase headers, progress bars, and the closing boundary summary."""
 
 from __future__ import annotations
 
-import torch
+from tqdm import tqdm
 
-from config import ModelConfig
-from models import ParameterCount
-from phases import PHASE_TITLES
-from training.evaluate import bits_per_byte
+from config import TrainingConfig
+from phases import PHASES, Phase
+from training.heldout import bits_per_byte
+from training.plan import Plan
+from training.ranks import team
 from transfer.verify_growth_mechanics import LARGEST_JUMP
 
 
-def phase_header(
-    phase: int, steps: int, peak: float, device: torch.device, count: ParameterCount, model: ModelConfig
-) -> str:
+def phase_header(phase: Phase, n_steps: int, plan: Plan, config: TrainingConfig) -> str:
+    model, count = (each[phase.number - 1] for each in (plan.models, plan.counts))
     rule = "  " + "─" * 57
     if model.is_moe:
         active = f"(top-{model.top_k} of {model.n_experts} experts)"
@@ -22,8 +22,8 @@ def phase_header(
     lines = [
         "",
         "=" * 60,
-        f"  PHASE {phase}  —  {PHASE_TITLES[phase]}",
-        f"  Steps: {steps}  |  LR: {peak:g}  |  Device: {device}",
+        f"  PHASE {phase.number}  —  {phase.title}",
+        f"  Steps: {n_steps}  |  LR: {config.learning_rate(phase.number):g}  |  Device: {plan.machine.device}",
         rule,
         f"  Total Parameters:       {count.total / 1e6:.2f} M",
         f"  Active Params/tok:      {count.active / 1e6:.2f} M  {active}",
@@ -37,10 +37,17 @@ def phase_header(
     return "\n".join(lines + ["=" * 60])
 
 
-def jump_verdict(jump: float, to_phase: int) -> str:
+def progress_bar(phase: Phase, first: int, n_steps: int) -> tqdm:
+    """On a terminal alone, and of one process."""
+    hidden = None if team().is_first else True  # None: where there is no terminal
+    return tqdm(total=n_steps, initial=first, desc=f"phase {phase.number}", unit="step", disable=hidden, leave=False)
+
+
+def jump_verdict(jump: float, phase: Phase) -> str:
+    """Of the jump into `phase`."""
     if not abs(jump) <= LARGEST_JUMP:
         return "❌ LARGE"
-    return "✅ Small (normal)" if to_phase == 2 else "✅ TINY (success!)"
+    return "✅ Small (normal)" if phase.made_by == "upcycle" else "✅ TINY (success!)"
 
 
 def boundary_summary(losses: dict[str, float], bytes_per_token: float) -> str:
@@ -49,31 +56,21 @@ def boundary_summary(losses: dict[str, float], bytes_per_token: float) -> str:
     A run that started in a later phase has no figures of those before.
     """
     bar = "═" * 59
+    lines = ["", "BOUNDARY SUMMARY  (held-out losses, fp32)", bar]
 
-    def line(label: str, name: str) -> list[str]:
-        if name not in losses:
-            return []
-        bits = bits_per_byte(losses[name], bytes_per_token)
-        return [f"  {label:<24}:  {losses[name]:.4f}   {bits:.3f} bits per byte"]
+    def add(label: str, name: str) -> None:
+        if name in losses:
+            bits = bits_per_byte(losses[name], bytes_per_token)
+            lines.append(f"  {label:<24}:  {losses[name]:.4f}   {bits:.3f} bits per byte")
 
-    def jump(label: str, to_phase: int) -> list[str]:
-        jump = losses.get(f"jump{to_phase - 1}{to_phase}")
-        return [] if jump is None else [f"  {label:<24}:  {abs(jump):.4f}  {jump_verdict(jump, to_phase)}"]
-
-    return "\n".join(
-        [
-            "",
-            "BOUNDARY SUMMARY  (held-out losses, fp32)",
-            bar,
-            *line("Phase 1 final loss", "phase1_final"),
-            *line("Phase 2 first loss", "phase2_first"),
-            *line("Phase 2 final loss", "phase2_final"),
-            *jump("Phase 1→2 jump", 2),
-            "",
-            *line("Phase 3 first loss", "phase3_first"),
-            *line("Phase 3 final loss", "phase3_final"),
-            *jump("Phase 2→3 jump", 3),
-            f"  {'Phase 3 total drop':<24}:  {losses['total_drop']:.4f}",
-            bar,
-        ]
-    )
+    for phase in PHASES:
+        n = phase.number
+        if phase.before:
+            add(f"Phase {n} first loss", f"phase{n}_first")
+        add(f"Phase {n} final loss", f"phase{n}_final")
+        if phase.jump_name in losses:
+            jump = losses[phase.jump_name]
+            lines.append(f"  {f'Phase {n - 1}→{n} jump':<24}:  {abs(jump):.4f}  {jump_verdict(jump, phase)}")
+        if phase.before and phase.after:
+            lines.append("")
+    return "\n".join([*lines, f"  {f'Phase {n} total drop':<24}:  {losses['total_drop']:.4f}", bar])

@@ -10,20 +10,25 @@ of the run so far at each trial, is charged to the run.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+from tqdm import tqdm
+
 from config import LONGEST_PHASE
 from models import Transformer
 from models.shards import copy_of
+from phases import Phase
 from run.run import Run
-from training import ranks
-from training.evaluate import heldout_loss
 from training.flops import step_flops
-from training.optimizer import write_state
+from training.heldout import heldout_loss
+from training.optimizer import read_moments, write_moments
+from training.ranks import team
 from training.step import prepare_training, train_step
-from transfer.optimizer_growth import State, grow_optimizer_state
+from transfer.optimizer_growth import Moments, grow_optimizer_state
 
 # A phase lasts between half and four times its steps, with a trial after each 1.5-fold of them.
 EARLIEST, EVERY = 0.5, 1.5
@@ -31,7 +36,8 @@ EARLIEST, EVERY = 0.5, 1.5
 # steps of the grown model would tell nothing, and is not made.
 TRIAL_SHARE, FEWEST_STEPS = 0.1, 8
 
-Grow = Callable[[Transformer], Transformer]
+# Makes the model of a phase from that of the phase before.
+Grow = Callable[[Phase, Transformer], Transformer]
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,30 @@ class Trial:
         )
 
 
+class Trials:
+    """The trials of growth in one phase, and how many steps it may have: `n_steps`."""
+
+    def __init__(self, run: Run, phase: Phase, grow: Grow):
+        self.run, self.phase, self.grow = run, phase, grow
+        n_steps = run.config.steps(phase.number)
+        self.due_after = trial_steps(n_steps) if phase.after and run.config.grow_when == "auto" else []
+        self.n_steps = self.due_after[-1] if self.due_after else n_steps
+
+    def say_grow(self, step: int, rate: float, model: Transformer, optimizers: list[torch.optim.Optimizer]) -> bool:
+        """Whether a trial was due after `step`, and growth pays; prints and records it, and why."""
+        if step + 1 not in self.due_after:
+            return False
+        run, moments = self.run, read_moments(model, optimizers)
+        with run.aside():
+            trial = try_growth(run, model, moments, rate, lambda model: self.grow(self.phase.after, model))
+        if trial is None:
+            return False
+        tqdm.write(f"  step {step:>4} | grow? {trial.reason}")
+        figures = dataclasses.asdict(trial)
+        run.history.write("trial", phase=self.phase.number, step=step, pays=trial.pays, **figures)
+        return trial.pays
+
+
 def trial_steps(steps: int) -> list[int]:
     """After which steps of a phase with `steps` steps growth is tried; the last is the end in any case."""
     at, result = EARLIEST * steps, []
@@ -66,33 +96,35 @@ def trial_steps(steps: int) -> list[int]:
     return sorted({*result, LONGEST_PHASE * steps})
 
 
-def try_growth(run: Run, model: Transformer, state: State, rate: float, grow: Grow) -> Trial | None:
-    """Trains two copies, one of them grown, for equal compute; `model` and `state` stay as they are.
+def try_growth(
+    run: Run, model: Transformer, moments: Moments, rate: float, grow: Callable[[Transformer], Transformer]
+) -> Trial | None:
+    """Trains two copies, one of them grown, for equal compute; `model` and `moments` stay as they are.
 
     None where the run is too young to afford a trial, or where growth changes nothing.
     """
-    config = run.config
+    config, progress = run.config, run.progress
     grown_geometry = run.plan.models[run.plan.models.index(model.config) + 1]
     grown_flops = step_flops(grown_geometry, config.batch_size)
-    n_steps = int(TRIAL_SHARE / 2 * run.flops_done / grown_flops)
+    n_steps = int(TRIAL_SHARE / 2 * progress.flops / grown_flops)
     if n_steps < FEWEST_STEPS or grown_geometry == model.config:
         return None
     flops = n_steps * grown_flops
 
-    def train(contender: Transformer, moments: State) -> float:
+    def train(contender: Transformer, moments: Moments) -> float:
         optimizers = prepare_training(contender, config, run.compute_dtype, run.plan.is_lean)
-        write_state(contender, optimizers, moments)
+        write_moments(contender, optimizers, moments)
         step_cost = step_flops(contender.config, config.batch_size)
         for step in range(round(flops / step_cost)):
-            train_step(contender, optimizers, run.batch(run.steps_done + step), rate, config)
-            run.flops_done += step_cost
+            train_step(contender, optimizers, run.batch(progress.steps + step), rate, config)
+            progress.flops += step_cost
         return heldout_loss(contender, run.heldout)
 
     def train_grown() -> float:
         # In a function of its own, so that the large copy is gone when the plain one is made.
         grown = grow(model)
-        return train(grown, grow_optimizer_state(state, model.config, grown.config, config.grow_optimizer))
+        return train(grown, grow_optimizer_state(moments, model.config, grown.config, config.grow_optimizer))
 
     loss_grown = train_grown()
-    loss_as_it_is = train(copy_of(model), copy.deepcopy(state))
-    return ranks.as_first(Trial(flops, heldout_loss(model, run.heldout), loss_as_it_is, loss_grown))
+    loss_as_it_is = train(copy_of(model), copy.deepcopy(moments))
+    return team().agreed(Trial(flops, heldout_loss(model, run.heldout), loss_as_it_is, loss_grown))

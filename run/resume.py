@@ -12,10 +12,17 @@ from config import ModelConfig, TrainingConfig, UserError
 from models import Transformer, build_dense_model
 from models.files import load_model_and_checksum
 from models.shards import shared_as
+from phases import PHASES, phase_of
 from report.history import NEUTRAL
 from run.run_state import RunState
-from training import ranks
+from training.ranks import team
 
+# What each way of making a phase's model takes from the settings.
+MADE_WITH = {
+    "": (),
+    "upcycle": ("n_experts", "top_k", "router_std"),
+    "grow": ("scale_factor", "extra_layers", "noise_std", "grow_optimizer"),
+}
 # Up to where in the run a setting may differ from the saved one, in phases: 1 is "while phase 1 lasts",
 # 1.5 "until phase 2 begins". What is not here may always differ: it changes how training goes on, and
 # not what has been done.
@@ -23,19 +30,22 @@ MAY_DIFFER_UNTIL = {
     **dict.fromkeys(("preset", "start_phase", "seed", "context_length"), 0.0),
     **dict.fromkeys(("architecture", "d_model", "n_layers", "n_heads"), 0.0),
     **dict.fromkeys(("grow_when", "eval_batches"), 0.0),
-    **dict.fromkeys(("steps_phase1", "lr_phase1"), 1.0),
-    **dict.fromkeys(("n_experts", "top_k", "router_std"), 1.5),
-    **dict.fromkeys(("steps_phase2", "lr_phase2"), 2.0),
-    **dict.fromkeys(("scale_factor", "extra_layers", "noise_std", "grow_optimizer"), 2.5),
-    **dict.fromkeys(("steps_phase3", "lr_phase3"), 3.0),
+    **{name: phase.number - 0.5 for phase in PHASES for name in MADE_WITH[phase.made_by]},
+    **{f"{name}_phase{phase.number}": float(phase.number) for phase in PHASES for name in ("steps", "lr")},
 }
 # How often a run is looked at: the history has other rows, the models come out the same.
 WATCHING = ("log_every", "eval_every")
 
 
+class RunComplete(UserError):
+    """`--resume` where nothing is left to do."""
+
+    exit_code = 0
+
+
 def may_differ(name: str, position: float) -> bool:
     """Whether a setting may still differ from that of a run at `position`, see `RunState`."""
-    return MAY_DIFFER_UNTIL.get(name, 3.0) >= position
+    return MAY_DIFFER_UNTIL.get(name, len(PHASES)) >= position
 
 
 def changed_settings(saved: RunState, config: TrainingConfig) -> dict[str, list]:
@@ -59,9 +69,9 @@ def changed_settings(saved: RunState, config: TrainingConfig) -> dict[str, list]
     steps = f"steps_phase{saved.phase}"
     if steps in changes and now[steps] <= saved.step:
         raise UserError(f"{steps} is {now[steps]}, but the saved run has done {saved.step} of them; give more")
-    if saved.steps_done * saved.config["batch_size"] % config.batch_size:
+    if saved.progress.steps * saved.config["batch_size"] % config.batch_size:
         raise UserError(
-            f"batch_size is {config.batch_size}, but the saved run has read {saved.steps_done} batches of "
+            f"batch_size is {config.batch_size}, but the saved run has read {saved.progress.steps} batches of "
             f"{saved.config['batch_size']}, which are no whole number of those; give half of it, or leave it out"
         )
     return changes
@@ -74,18 +84,18 @@ def cost_of_changes(changes: dict[str, list]) -> str:
     return "The run is no longer, bit for bit, the one that was never stopped"
 
 
-def entry_model(saved: RunState, model_path: Path, geometry: ModelConfig, seed: int) -> Transformer:
+def entry_model(saved: RunState, folder: Path, geometry: ModelConfig, seed: int) -> Transformer:
     """The model with which a run goes on from `saved`, on the CPU; a new one where it begins; on meta and unfilled where
     its weights are in shards.
 
     Args:
-        model_path: of the model of the phase `saved.phase`.
-        geometry: what the config makes of that phase.
+        geometry: what the config makes of the phase `saved.phase`.
     Raises:
         UserError: the model is missing or damaged, is not the saved run's, or its geometry is another one.
     """
     if saved.is_complete:
-        model, checksum = load_model_and_checksum(model_path, mmap=ranks.count() > 1)
+        model_path = phase_of(saved.phase).path_in(folder)
+        model, checksum = load_model_and_checksum(model_path, mmap=not team().is_alone)
         if saved.model_checksum and checksum != saved.model_checksum:
             raise UserError(f"{model_path} is not the model that the saved run wrote; put that back")
         require_geometry(str(model_path), model.config, geometry)

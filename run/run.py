@@ -1,8 +1,10 @@
-"""What a run carries through its three phases."""
+"""What a run carries through its phases."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,63 +14,85 @@ from torch import Tensor
 from config import ModelConfig, TrainingConfig
 from data import StoryData
 from models import Transformer
-from phases import LAUNCHERS_NAME, MODEL_NAMES, STATE_NAME
+from phases import LAUNCHERS_NAME, STATE_NAME, Phase, phase_of
 from report.history import History, NoHistory
+from run.progress import Progress
 from run.run_state import RunState, forget_shards
 from run.saver import Saver
 from run.stop import StopSignals
-from training import ranks
-from training.device import to_device
+from training.device import to_device, wait_for
 from training.flops import step_flops
 from training.plan import Plan
-from transfer.optimizer_growth import State
+from training.ranks import team
+from transfer.optimizer_growth import Moments
 
 
 @dataclass
 class Run:
-    """Settings, data and record of one run, and how far it has come.
+    """Settings, data and history of one run, and how far it has come.
 
-    `saved` is where it begins, and `entry` the model and the moments with which; each is taken once.
+    `began_at` is the state with which it began, and `entry` the model and the moments; each is taken once.
+    `identity` is what its saved states say of it: settings, stories, facts.
     """
 
     config: TrainingConfig
-    device: torch.device
-    compute_dtype: torch.dtype | None
     data: StoryData
-    heldout: list[Tensor]
+    heldout: list[Tensor]  # the batches of every held-out loss
     plan: Plan
     folder: Path
     history: History | NoHistory
-    steps_done: int = 0
-    flops_done: float = 0.0  # counted, trials of growth included
-    skipped_steps: int = 0  # see training/bad_steps.py
-    skipped_in_a_row: int = 0
-    losses: dict[str, float] = field(default_factory=dict)  # what the closing summary prints
-    stories: dict = field(default_factory=dict)  # their fingerprint
-    facts: dict = field(default_factory=dict)  # versions and machine
-    saved: RunState | None = None
-    entry: tuple[Transformer, State] | None = None
-    saver: Saver | None = None
+    progress: Progress = field(default_factory=Progress)
     stop: StopSignals = field(default_factory=StopSignals)
-    seconds_before: float = 0.0  # until it was stopped
-    started: float = field(default_factory=time.perf_counter)
+    saver: Saver | None = None
+    identity: dict = field(default_factory=dict)
+    began_at: RunState | None = None
+    entry: tuple[Transformer, Moments] | None = None
+    _seconds_aside: float = field(default=0.0, init=False, repr=False)
 
-    def model_path(self, phase: int) -> Path:
-        return self.folder / MODEL_NAMES[phase]
+    @property
+    def device(self) -> torch.device:
+        return self.plan.machine.device
 
-    def enter(self) -> tuple[int, Transformer, State]:
-        """The phase in which the run begins, the model with which, and the optimizers' moments."""
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """None is fp32."""
+        return self.plan.machine.compute_dtype
+
+    def enter(self) -> tuple[Phase, Transformer, Moments]:
+        """The phase in which the run begins, and the model and the optimizers' moments with which."""
         (model, moments), self.entry = self.entry, None
-        return self.saved.phase, model, moments
+        return phase_of(self.began_at.phase), model, moments
 
     def take_saved(self) -> RunState | None:
         """Where the phase that is now beginning was stopped; None for one that begins at its beginning."""
-        saved, self.saved = self.saved, None
+        saved, self.began_at = self.began_at, None
         return saved
 
     def batch(self, number: int) -> Tensor:
-        """This rank's rows of a training batch, on its device."""
-        return to_device(ranks.own_rows(self.data.train_batch(number), self.config.accumulate), self.device)
+        """This process's rows of a training batch, on its device."""
+        return to_device(team().own_rows(self.data.train_batch(number), self.config.accumulate), self.device)
+
+    def count_step(self, model: ModelConfig) -> None:
+        self.progress.count_step(step_flops(model, self.config.batch_size))
+
+    @property
+    def tokens_seen(self) -> int:
+        return self.progress.steps * self.config.batch_size * self.config.context_length
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done inside is none of the steps, whose speed is printed: measuring, saving, trials of growth."""
+        wait_for(self.device)  # for steps that are still on their way
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds_aside += time.perf_counter() - began
+
+    @property
+    def seconds_of_steps(self) -> float:
+        """By a clock that stands still in `aside`."""
+        return time.perf_counter() - self._seconds_aside
 
     def forget_state(self) -> None:
         """Deletes the saved state of a run that is complete: it is as large as the models, and of no more use."""
@@ -77,16 +101,3 @@ class Run:
         (self.folder / STATE_NAME).unlink(missing_ok=True)
         (self.folder / LAUNCHERS_NAME).unlink(missing_ok=True)
         forget_shards(self.folder)
-
-    def count_step(self, model: ModelConfig) -> None:
-        self.steps_done += 1
-        self.flops_done += step_flops(model, self.config.batch_size)
-
-    @property
-    def tokens_seen(self) -> int:
-        return self.steps_done * self.config.batch_size * self.config.context_length
-
-    @property
-    def seconds(self) -> float:
-        """That the run has taken, without the time between a stop and a resume."""
-        return self.seconds_before + time.perf_counter() - self.started

@@ -17,10 +17,11 @@ from torch import Tensor
 from config import TrainingConfig, UserError
 from durable_files import DamagedFile, read_tensors, reason, write_tensors
 from phases import STATE_NAME
-from transfer.optimizer_growth import State
+from run.progress import Progress
+from transfer.optimizer_growth import Moments
 
-SHARD_FOLDERS = ("run_state.a", "run_state.b")  # of several ranks: see run/shared_state.py
-FORMAT = "bilateral-growth-run/2"
+SHARD_FOLDERS = ("run_state.a", "run_state.b")  # of several ranks: see run/state_shards.py
+FORMAT = "bilateral-growth-run/3"
 
 
 @dataclass
@@ -32,10 +33,10 @@ class RunState:
         `model_checksum` ("" where the run was started from that file).
     weights: by parameter name, fp32; None where `is_complete`, and before the first step.
     moments: the optimizers', by parameter name.
+    progress: how far the run has come, in the file as a dict.
     rows: figures of steps that are not in the history yet, as `StepRows` holds them.
     coverage: of `GradientCoverage`, while it watches.
     history_bytes, history_crc: how far the history had come.
-    seconds, phase_seconds: how long the run and the phase have taken.
     config, data, facts: what must be the same, or may be only knowingly different.
     shards: of several ranks: `folder` beside the file, `sha256` of each file in it, and whether it `has_weights`. Weights
         and moments are there, but for moments that are one number.
@@ -49,18 +50,12 @@ class RunState:
     is_complete: bool = False
     model_checksum: str = ""
     weights: dict[str, Tensor] | None = None
-    moments: State = field(default_factory=dict)
-    steps_done: int = 0
-    flops_done: float = 0.0
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    losses: dict[str, float] = field(default_factory=dict)
+    moments: Moments = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
     rows: list[tuple] = field(default_factory=list)
     coverage: dict | None = None
     history_bytes: int = 0
     history_crc: int = 0
-    seconds: float = 0.0
-    phase_seconds: float = 0.0
     shards: dict | None = None
 
     @property
@@ -78,7 +73,7 @@ def write_run_state(state: RunState, folder: Path) -> None:
     path = folder / STATE_NAME
     try:
         content = {name: value for name, value in vars(state).items() if name != "shards" or value}
-        write_tensors({"format": FORMAT, **content}, path)
+        write_tensors({"format": FORMAT, **content, "progress": dataclasses.asdict(state.progress)}, path)
     except (OSError, RuntimeError) as error:
         kept = "the state saved before is whole: free some space, then go on with --resume"
         advice = kept if path.exists() else "free some space, or choose another --checkpoint-dir"
@@ -130,12 +125,16 @@ def read_saved_config(folder: Path) -> TrainingConfig:
 
 def checked(path: Path, content: object) -> RunState:
     """Raises UserError where `content` is not what this version writes."""
-    fields = {item.name for item in dataclasses.fields(RunState)}
     if isinstance(content, dict):
         content.setdefault("shards", None)
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT or content.keys() != fields:
+    is_ours = isinstance(content, dict) and content.pop("format", None) == FORMAT
+    if not is_ours or content.keys() != names_in(RunState) or content["progress"].keys() != names_in(Progress):
         raise UserError(f"{path} is no run state of this version ({FORMAT}); start again with --overwrite")
-    return RunState(**content)
+    return RunState(**content | {"progress": Progress(**content["progress"])})
+
+
+def names_in(kind: type) -> set[str]:
+    return {item.name for item in dataclasses.fields(kind)}
 
 
 def damaged(path: Path, error: DamagedFile) -> UserError:

@@ -19,9 +19,9 @@ from torch import Tensor
 from config import UserError
 from models.shards import own
 from run.run_state import RunState, write_run_state
-from run.shared_state import write_shared_state
-from training import ranks
+from run.state_shards import write_state_shards
 from training.plan import available_bytes
+from training.ranks import team
 
 LARGEST_SHARE = 0.05
 # Until a first save has been timed: a slow disk.
@@ -61,7 +61,7 @@ class Saver:
         self.wait()
         start = time.perf_counter()
         n_bytes = sum(own(tensor).nbytes for tensor in tensors_in(vars(state)))
-        is_alone = ranks.count() == 1
+        is_alone = team().is_alone
         if is_alone and not unchanging and has_room_for_copy(state, n_bytes):
             state, unchanging = on_host(state), True
         if is_alone and unchanging:
@@ -89,7 +89,7 @@ class Saver:
     def _write(self, state: RunState, n_bytes: int) -> None:
         start = time.perf_counter()
         try:
-            (write_run_state if ranks.count() == 1 else write_shared_state)(state, self.folder)
+            (write_run_state if team().is_alone else write_state_shards)(state, self.folder)
             self.position = state.position
         except UserError as error:
             self._error = error

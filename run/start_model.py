@@ -11,11 +11,11 @@ from pathlib import Path
 
 from config import ModelConfig, TrainingConfig, UserError
 from data import StoryData
-from data.tokenizer import find_tokenizer, tokenizer_name
+from data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_name
 from data.tokenizer_file import SUFFIX
 from models import summary
 from models.files import put_tokenizer, read_config
-from phases import MODEL_NAMES
+from phases import Phase, phase_of
 
 
 def start_geometry(config: TrainingConfig) -> ModelConfig | None:
@@ -28,7 +28,7 @@ def start_geometry(config: TrainingConfig) -> ModelConfig | None:
         return None
     path = start_path(config)
     model = read_config(path)
-    if model.is_moe != (config.start_phase == 3):
+    if model.is_moe != phase_before(config).has_experts:
         kind = "a mixture of experts" if model.is_moe else "dense"
         raise UserError(
             f"{path} is {kind}, and phase {config.start_phase} cannot begin with it; give another --start-phase"
@@ -75,12 +75,25 @@ def agrees(name: str, value, config: TrainingConfig) -> bool:
 
 
 def start_path(config: TrainingConfig) -> Path:
-    return Path(config.checkpoint_dir) / MODEL_NAMES[config.start_phase - 1]
+    return phase_before(config).path_in(Path(config.checkpoint_dir))
+
+
+def phase_before(config: TrainingConfig) -> Phase:
+    """That with whose model `start_phase` begins."""
+    return phase_of(config.start_phase).before
 
 
 def dense_of(start: ModelConfig) -> ModelConfig:
     """The geometry of phase 1 from which the run's models follow."""
     return dataclasses.replace(start, n_experts=0, top_k=ModelConfig.top_k)
+
+
+def probable_dense(config: TrainingConfig) -> ModelConfig:
+    """The geometry of phase 1 with the tokenizer that the settings name, or that "auto" most probably takes."""
+    if config.tokenizer.endswith(SUFFIX):
+        return config.dense_geometry(load_tokenizer(find_tokenizer(config.tokenizer, config.checkpoint_dir)).n_vocab)
+    is_gpt2 = config.tokenizer == "gpt2" or (config.tokenizer == "auto" and config.data != "builtin")
+    return config.dense_geometry(50_257 if is_gpt2 else 4_097)  # neither is asked for
 
 
 def require_tokenizer(start: ModelConfig, data: StoryData) -> None:

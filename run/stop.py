@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 
-from training import ranks
+from training.ranks import team
 
 
 class Stopped(BaseException):
@@ -22,8 +22,7 @@ class StopSignals:
     """While it is open, SIGINT and SIGTERM raise `Stopped`: at once, or, inside `held`, when they are asked for."""
 
     def __init__(self):
-        self._received: int | None = None
-        self._asked_elsewhere: int | None = None  # the signal that came to another rank
+        self._received = self._agreed = 0
         self._is_held = False
 
     def __enter__(self) -> StopSignals:
@@ -38,8 +37,8 @@ class StopSignals:
         if self._received:
             os._exit(128 + number)
         self._received = number
-        # One rank that leaves between two steps would leave the others waiting: there the end of a step is the place.
-        if not self._is_held and ranks.count() == 1:
+        # One of several that leaves between two steps would leave the others waiting: there the end of a step is the place.
+        if not self._is_held and team().is_alone:
             raise Stopped(number, "between two phases")
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"\nfinishing this step, then saving; the same again stops at once\n")
@@ -56,21 +55,25 @@ class StopSignals:
     @property
     def received(self) -> int:
         """The signal that has come to this process; 0 for none."""
-        return self._received or 0
+        return self._received
+
+    def agree(self) -> None:
+        """Hears of the signal that has come to any of those that train together."""
+        self.hear(*team().largest(self.received))
 
     def hear(self, number: int) -> None:
-        """Takes note of the signal, if any, that has come to some rank."""
-        self._asked_elsewhere = number or None
+        """Takes note of the signal on which all agree; 0 for none."""
+        self._agreed = number
 
     @property
     def is_asked(self) -> bool:
-        """Of one process; ranks agree on it by `hear`."""
-        return self._asked() is not None
+        return self._asked != 0
 
     def raise_if_asked(self, where: str) -> None:
         """Raises `Stopped` if a signal has come."""
-        if number := self._asked():
-            raise Stopped(number, where)
+        if self._asked:
+            raise Stopped(self._asked, where)
 
-    def _asked(self) -> int | None:
-        return self._received if ranks.count() == 1 else self._asked_elsewhere
+    @property
+    def _asked(self) -> int:
+        return self._received if team().is_alone else self._agreed

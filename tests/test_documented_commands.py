@@ -50,6 +50,7 @@ RUN_ELSEWHERE = {
     "lm_eval": "by hand: a large package of its own",
     "tests.faults.campaign": "tests/faults: a selection of it",
     "tests.faults.soak": "by hand",
+    "tests.sweep_growth": "tests/test_near_ties.py",
     "data.train_tokenizer": "tests/test_builtin_stories.py",
     "benchmarks.growth_study": "tests/test_growth_study.py",
     "benchmarks.growth_study_report": "tests/test_growth_study_report.py",

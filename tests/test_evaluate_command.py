@@ -15,14 +15,14 @@ import torch.nn.functional as F
 import evaluate
 from config import PRESETS, ModelConfig
 from data import load_data, mean_bytes_per_token
-from data.held_out import read_held_out
 from data.tokenizer import END_OF_TEXT, load_tokenizer
+from data.whole_text import read_whole_text
 from inference import expert_words
 from inference.expert_words import TokensOfExperts, word_of
-from inference.held_out_loss import measure_loss, windows
+from inference.text_loss import measure_loss, windows
 from models import save_model
 from test_growth_checks import lively_dense_model, lively_moe_model
-from training.evaluate import bits_per_byte, heldout_loss
+from training.heldout import bits_per_byte, heldout_loss
 from training.self_check import check_model
 
 ROOT = Path(__file__).parent.parent
@@ -103,22 +103,22 @@ def test_tokens_are_those_that_training_holds_out(files, encoding, tmp_path):
     config = dataclasses.replace(PRESETS["tiny"], eval_batches=2, **settings)
     path = str(files["stories_txt"])
     data = load_data(dataclasses.replace(config, data="builtin"), say=lambda line: None)
-    text = read_held_out("builtin", encoding)
+    text = read_whole_text("builtin", encoding)
     assert np.array_equal(text.tokens, data.valid) and text.n_stories == data.summary["valid"]["n_stories"]
     assert mean_bytes_per_token(text.tokens, encoding, encoding.eot_token) == data.bytes_per_token
     data = load_data(dataclasses.replace(config, data=path, valid_data=path), say=lambda line: None)
-    assert np.array_equal(read_held_out(path, encoding).tokens, data.valid)
+    assert np.array_equal(read_whole_text(path, encoding).tokens, data.valid)
 
 
 def test_a_beginning_of_a_text_is_said_to_be_one(files, encoding):
     path = str(files["stories_txt"])
-    whole = read_held_out(path, encoding)
+    whole = read_whole_text(path, encoding)
     n = len(whole.tokens)
     assert whole.is_whole and whole.n_stories == 40
     for limit in (n, n + 1):
-        assert read_held_out(path, encoding, limit).is_whole
+        assert read_whole_text(path, encoding, limit).is_whole
     for limit in (2, 50, n - 1):
-        part = read_held_out(path, encoding, limit)
+        part = read_whole_text(path, encoding, limit)
         assert not part.is_whole and np.array_equal(part.tokens, whole.tokens[:limit]) and 1 <= part.n_stories <= 40
 
 
@@ -201,7 +201,7 @@ def test_a_text_is_measured_and_written_down(files, capsys, tmp_path, encoding):
     path = tmp_path / "figures.json"
     out = measure(files, capsys, f"--checkpoint {{moe}} --data {{stories_txt}} --json {path}")
     figures = json.loads(path.read_text(encoding="utf-8"))
-    text = read_held_out(str(files["stories_txt"]), encoding)
+    text = read_whole_text(str(files["stories_txt"]), encoding)
     assert f"all of its {len(text.tokens):,} tokens, 40 stories" in out
     loss = measure_loss(lively_moe_model(SMALL), text.tokens, 8).loss
     assert figures["loss"] == pytest.approx(loss, rel=1e-6) and figures["perplexity"] == math.exp(figures["loss"])

@@ -22,7 +22,7 @@ from models.generation import continuations, room_for_tokens, stream_tokens
 from models.kv_cache import KVCache
 from models.moe import MoE
 from models.sampling import Sampling
-from phases import MODEL_NAMES
+from phases import phase_of
 from run import records
 from tests.rounding import require_clear_choices, same_story
 from training.self_check import check_model
@@ -476,9 +476,9 @@ def test_the_latest_model_is_taken_where_none_is_named(files, capsys, tmp_path, 
     assert generate.main(["--device", "cpu"]) == 2
     assert "holds no trained model" in capsys.readouterr().err
     for phase, name in ((1, "dense"), (2, "moe")):
-        (tmp_path / MODEL_NAMES[phase]).write_bytes(files[name].read_bytes())
+        (tmp_path / phase_of(phase).file).write_bytes(files[name].read_bytes())
         assert generate.main(["--device", "cpu", "--max-tokens", "1"]) == 0
-        assert capsys.readouterr().err.startswith(f"model {tmp_path / MODEL_NAMES[phase]}\n")
+        assert capsys.readouterr().err.startswith(f"model {tmp_path / phase_of(phase).file}\n")
 
 
 BAD = [

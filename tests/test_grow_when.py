@@ -9,11 +9,12 @@ import torch
 from config import PRESETS
 from data import load_data
 from models import build_dense_model
+from phases import PHASES
 from run.grow_when import Trial, trial_steps, try_growth
 from run.loop import phase_rates
 from run.run import Run
 from training.flops import step_flops
-from training.optimizer import build_optimizers, read_state
+from training.optimizer import build_optimizers, read_moments
 from training.plan import Machine, make_plan
 from training.step import train_step
 from transfer.upcycling import upcycle_to_moe
@@ -27,7 +28,7 @@ def run(token_cache, tmp_path):
     )  # fmt: skip
     data = load_data(config, say=lambda _: None)
     plan = make_plan(config, config.dense_geometry(data.tokenizer.n_vocab), Machine(torch.device("cpu")))
-    return Run(config, torch.device("cpu"), None, data, data.heldout_batches(), plan, tmp_path, history=None)
+    return Run(config, data, data.heldout_batches(), plan, tmp_path, history=None)
 
 
 def trained(run, steps=240):
@@ -36,7 +37,7 @@ def trained(run, steps=240):
     for step in range(steps):
         train_step(model, optimizers, run.data.train_batch(step), 0.01, run.config)
         run.count_step(model.config)
-    return model, read_state(model, optimizers)
+    return model, read_moments(model, optimizers)
 
 
 def test_trials_begin_at_half_a_phase_and_end_at_four_of_them():
@@ -47,15 +48,15 @@ def test_trials_begin_at_half_a_phase_and_end_at_four_of_them():
 def test_a_trial_spends_equal_compute_on_both_and_leaves_the_run_as_it_was(run):
     model, state = trained(run)
     before = copy.deepcopy((model.state_dict(), state))
-    steps_done, flops_done = run.steps_done, run.flops_done
+    steps, flops = run.progress.steps, run.progress.flops
     trial = try_growth(run, model, state, 0.01, lambda m: upcycle_to_moe(m, 8, 2))
     after = (model.state_dict(), state)
     assert all(torch.equal(after[0][name], value) for name, value in before[0].items())
     for name, moments in before[1].items():
         assert all(torch.equal(state[name][key], value) for key, value in moments.items())
-    assert run.steps_done == steps_done
-    assert run.flops_done - flops_done == pytest.approx(2 * trial.flops, rel=0.1)
-    assert 2 * trial.flops <= 0.1 * flops_done and trial.flops >= 8 * step_flops(run.plan.models[1], 4)
+    assert run.progress.steps == steps
+    assert run.progress.flops - flops == pytest.approx(2 * trial.flops, rel=0.1)
+    assert 2 * trial.flops <= 0.1 * flops and trial.flops >= 8 * step_flops(run.plan.models[1], 4)
     assert trial.loss_as_it_is < trial.loss_before and trial.loss_grown < trial.loss_before
 
 
@@ -77,7 +78,7 @@ def test_a_run_that_is_too_young_and_a_growth_that_changes_nothing_are_not_tried
     model, state = trained(run, steps=20)
     assert try_growth(run, model, state, 0.01, lambda m: upcycle_to_moe(m, 8, 2)) is None
     run.plan = dataclasses.replace(run.plan, models=(run.plan.models[0],) * 3)
-    run.flops_done *= 1000
+    run.progress.flops *= 1000
     assert try_growth(run, model, state, 0.01, copy.deepcopy) is None
 
 
@@ -92,8 +93,8 @@ def test_the_reason_names_both_gains():
 
 def test_a_phase_whose_end_is_open_holds_its_rate():
     config = dataclasses.replace(PRESETS["tiny"], grow_when="auto", warmup_steps=2)
-    rate_at = phase_rates(config, 1, 400)
+    rate_at = phase_rates(config, PHASES[0], 400)
     assert rate_at(2) == rate_at(399) == config.lr_phase1
-    assert phase_rates(config, 3, 100)(99) == pytest.approx(config.lr_phase3 * config.final_lr_share)
+    assert phase_rates(config, PHASES[2], 100)(99) == pytest.approx(config.lr_phase3 * config.final_lr_share)
     fixed = dataclasses.replace(config, grow_when="fixed")
-    assert phase_rates(fixed, 1, 400)(399) == pytest.approx(config.lr_phase1 * config.final_lr_share)
+    assert phase_rates(fixed, PHASES[0], 400)(399) == pytest.approx(config.lr_phase1 * config.final_lr_share)

@@ -8,7 +8,7 @@ import torch
 from config import PRESETS, ModelConfig, UserError
 from models.moe import MoE
 from test_growth_checks import lively_dense_model, lively_moe_model
-from training.optimizer import build_optimizers, is_matrix, read_state, write_state
+from training.optimizer import build_optimizers, is_matrix, read_moments, write_moments
 from training.plan import Machine, memory_of_phases
 from training.step import prepare_training, train_step
 
@@ -66,7 +66,7 @@ def test_gradients_of_two_matrices_never_exist_at_once(is_lean):
 def test_lean_memory_sets_up_model_and_state():
     model, optimizers, _ = trained(lively_moe_model, 2, is_lean=True)
     assert not any(module.keeps_hidden for module in model.modules() if isinstance(module, MoE))
-    state = read_state(model, optimizers)
+    state = read_moments(model, optimizers)
     for name, moments in state.items():
         kinds = {key: value.dtype for key, value in moments.items() if value.dim()}
         assert kinds == (
@@ -76,8 +76,8 @@ def test_lean_memory_sets_up_model_and_state():
         )
     for lean_clip, dtype in ((None, torch.float32), (1.0, torch.bfloat16)):  # a run may go on in the other mode
         other = build_optimizers(model, 0.1, lean_clip)
-        write_state(model, other, state)
-        momentum = read_state(model, other)["blocks.0.attention.out.weight"]["momentum_buffer"]
+        write_moments(model, other, state)
+        momentum = read_moments(model, other)["blocks.0.attention.out.weight"]["momentum_buffer"]
         assert momentum.dtype == dtype
 
 
@@ -86,7 +86,7 @@ def test_the_norm_of_the_step_before_clips():
              for clip in (1e3, 0.1)]  # fmt: skip
     norms = [figures[0][1] for *_, figures in steps]
     assert norms[0] == norms[1] > 0.1, "norms are those before clipping"
-    states = [read_state(model, optimizers)["blocks.0.mlp.up.weight"] for model, optimizers, _ in steps]
+    states = [read_moments(model, optimizers)["blocks.0.mlp.up.weight"] for model, optimizers, _ in steps]
     assert states[0]["whole_norm"] == pytest.approx(steps[0][2][1][1])
     ratio = states[1]["momentum_buffer"].float().norm() / states[0]["momentum_buffer"].float().norm()
     assert ratio < 0.5
@@ -100,9 +100,9 @@ def test_parts_of_a_batch_add_up_to_it(build, parts):
     )
     assert whole[2][0] == pytest.approx(split[2][0], rel=1e-5)
     # The first moments, because an orthogonalised direction magnifies the rounding of small ones.
-    for name, moments in read_state(*whole[:2]).items():
+    for name, moments in read_moments(*whole[:2]).items():
         key = "momentum_buffer" if is_matrix(name) else "exp_avg"
-        other = read_state(*split[:2])[name][key]
+        other = read_moments(*split[:2])[name][key]
         assert (moments[key] - other).norm() <= 1e-4 * moments[key].norm() + 1e-9
 
 

@@ -13,7 +13,7 @@ from config import ModelConfig, TrainingConfig, UserError
 from models import count_parameters, experts, load_model, save_model, summary
 from models.attention import rope_tables, scaled_frequencies
 from models.moe import MoE
-from phases import MODEL_NAMES
+from phases import PHASES
 from report.history import read_history
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training.flops import step_flops
@@ -226,7 +226,7 @@ def test_flops_count_what_the_matrices_are():
 
 def test_a_whole_run_in_llamas_form(tmp_path, token_cache, capsys):
     assert run(tmp_path / "c", token_cache, "--architecture", "llama") == 0
-    models = [load_model(tmp_path / "c" / name).config for name in MODEL_NAMES.values()]
+    models = [load_model(phase.path_in(tmp_path / "c")).config for phase in PHASES]
     assert [m.architecture for m in models] == ["llama"] * 3
     # 8/3 of the width, up to a multiple of 64: 128 of 32, and twice that after growth.
     assert [m.d_hidden for m in models] == [128, 128, 256]

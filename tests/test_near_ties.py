@@ -12,7 +12,7 @@ from run.boundary import compare_stories, without_near_ties
 from test_growth_checks import lively_dense_model, lively_moe_model
 from tests.broken_growth import add_near_ties
 from tests.sweep_growth import sweep
-from training.evaluate import heldout_loss
+from training.heldout import heldout_loss
 from transfer.growth_maps import block_origins
 from transfer.near_ties import RouterChoices, following, near_tied, parting, rounding_parts
 from transfer.probe import trace
@@ -197,7 +197,7 @@ def test_the_jump_of_a_boundary_leaves_near_ties_out_where_they_alone_make_it_to
     assert abs(led - before) < LARGEST_JUMP / 10 and 1 <= n_near_ties <= 3, "the token is in each batch"
 
 
-@pytest.mark.parametrize("factor", [1.001, 1.5])
+@pytest.mark.parametrize("factor", [1.05, 1.5])
 def test_a_jump_that_is_none_of_near_ties_stays(factor):
     old, new = tied_model(places=(0,))
     with torch.no_grad():

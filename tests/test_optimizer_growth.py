@@ -9,7 +9,7 @@ from torch import Tensor
 from config import ModelConfig
 from models import Transformer, next_token_loss
 from test_growth_checks import lively_dense_model, lively_moe_model
-from training.optimizer import build_optimizers, read_state, set_learning_rate, write_state
+from training.optimizer import build_optimizers, read_moments, set_learning_rate, write_moments
 from transfer.growth_maps import GrowthMaps
 from transfer.optimizer_growth import grow_optimizer_state, grown_gradient
 from transfer.simple_growth import grown_parameter, scale_bilaterally
@@ -151,9 +151,9 @@ def test_muons_momentum_grows_like_a_gradient():
         optimizer.step()
     new = scale_bilaterally(old, 2, 0, 0.0)
     maps = GrowthMaps.between(old.config, new.config)
-    grown = grow_optimizer_state(read_state(old, optimizers), old.config, new.config, "grown")
+    grown = grow_optimizer_state(read_moments(old, optimizers), old.config, new.config, "grown")
     muon = build_optimizers(new, weight_decay=0.0)
-    write_state(new, muon, grown)
+    write_moments(new, muon, grown)
     set_learning_rate(optimizers + muon, 0.01)
     for model, its in ((old, optimizers), (new, muon)):
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

@@ -15,9 +15,9 @@ import torch
 import train_tinystories
 from config import SETTINGS, TrainingConfig
 from models import load_model
-from phases import MODEL_NAMES
+from phases import PHASES
 from report.history import read_history
-from run import boundary, loop, start
+from run import boundary, grow_when, loop, start
 from run.grow_when import Trial
 from training import plan
 
@@ -53,7 +53,7 @@ def test_it_prints_what_the_quick_reference_shows(finished):
         out,
     )
     assert re.search(r"Efficiency: \d\d\.\d% active per forward pass", out)
-    assert re.search(r"^  step    0 \| loss 8\.\d{4} \| \d+\.\d+s$", out, re.M)
+    assert re.search(r"^  step    0 \| loss 8\.\d{4} \| \d+\.\d+s \| [\d.]+[kMG]? tokens/s$", out, re.M)
     for name in ("ROPE", "ROUTER", "SYMMETRY", "FUNCTIONAL"):
         assert f"  {name:<20}: ✓ PASSED\n" in out
     assert "  ✓ ALL CHECKS PASSED\n  Model is ready for Phase 3 training.\n" in out
@@ -67,13 +67,13 @@ def test_it_prints_what_the_quick_reference_shows(finished):
 def test_it_leaves_three_models_a_history_and_a_picture(finished):
     folder, _ = finished
     assert {path.name for path in folder.iterdir()} == {
-        *MODEL_NAMES.values(),
+        *(phase.file for phase in PHASES),
         "training_history.jsonl",
         "training_curves.png",
         "report.html",
         ".run.lock",
     }
-    widths = [load_model(folder / name).config.d_model for name in MODEL_NAMES.values()]
+    widths = [load_model(folder / name).config.d_model for name in (phase.file for phase in PHASES)]
     assert widths == [32, 32, 64]
     assert load_model(folder / "large_moe_final.pt").config.n_layers == 3
     assert (folder / "training_curves.png").read_bytes().startswith(b"\x89PNG")
@@ -113,7 +113,7 @@ def test_its_history_says_what_happened(finished):
 def test_the_same_seed_gives_the_same_bits(finished, tmp_path, token_cache):
     folder, _ = finished
     assert run(tmp_path, token_cache) == 0
-    for name in MODEL_NAMES.values():
+    for name in (phase.file for phase in PHASES):
         first, second = (load_model(each / name).state_dict() for each in (folder, tmp_path))
         assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -364,11 +364,11 @@ def test_the_next_phase_goes_on_with_the_moments_that_its_model_was_grown_with(t
     seen = []
     train_phase = train_tinystories.train_phase
 
-    def watched(run, phase, model, state=None, grow=None):
-        copied = {name: {k: v.clone() for k, v in moments.items()} for name, moments in (state or {}).items()}
-        seen.append((phase, copied))
-        result = train_phase(run, phase, model, state, grow)
-        seen.append((f"after {phase}", {name: {k: v.clone() for k, v in m.items()} for name, m in result.items()}))
+    def watched(run, phase, model, moments, grow):
+        seen.append((phase.number, {name: {k: v.clone() for k, v in m.items()} for name, m in moments.items()}))
+        result = train_phase(run, phase, model, moments, grow)
+        after = {name: {k: v.clone() for k, v in m.items()} for name, m in result.items()}
+        seen.append((f"after {phase.number}", after))
         return result
 
     monkeypatch.setattr(train_tinystories, "train_phase", watched)
@@ -387,11 +387,11 @@ def test_the_next_phase_goes_on_with_the_moments_that_its_model_was_grown_with(t
 def test_with_auto_a_trial_that_pays_ends_the_phase(tmp_path, token_cache, monkeypatch):
     asked = []
 
-    def trial(run, model, state, rate, grow):
-        asked.append(run.steps_done)
+    def trial(run, model, moments, rate, grow):
+        asked.append(run.progress.steps)
         return Trial(flops=1e9, loss_before=3.0, loss_as_it_is=2.9, loss_grown=2.8 if len(asked) % 2 == 0 else 2.95)
 
-    monkeypatch.setattr(loop, "try_growth", trial)
+    monkeypatch.setattr(grow_when, "try_growth", trial)
     flags = "--grow-when auto --steps-phase1 8 --steps-phase2 4 --steps-phase3 3".split()
     assert run(tmp_path, token_cache, *flags) == 0
     rows = read_history(tmp_path / "training_history.jsonl")

@@ -21,8 +21,8 @@ from test_growth_checks import lively_dense_model, lively_moe_model
 from training import device as device_module
 from training import plan as plan_module
 from training import self_check
-from training.evaluate import bits_per_byte, heldout_loss
-from training.optimizer import build_optimizers, moment_bytes, read_state
+from training.heldout import bits_per_byte, heldout_loss
+from training.optimizer import build_optimizers, moment_bytes, read_moments
 from training.plan import Machine, activation_bytes, make_plan, require_memory
 from training.schedule import learning_rate
 
@@ -67,7 +67,7 @@ def test_planned_moments_are_those_that_the_optimizers_keep(is_lean):
         next_token_loss(model, torch.randint(101, (2, 17)))[0].backward()
         for optimizer in optimizers:
             optimizer.step()
-        state = read_state(model, optimizers)
+        state = read_moments(model, optimizers)
         kept = sum(t.nbytes for moments in state.values() for t in moments.values() if t.dim())
         assert moment_bytes(model.config, is_lean) == kept
 
@@ -417,6 +417,9 @@ def test_out_of_memory_is_told_from_other_errors():
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"))
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for an eltwise primitive"))
+    assert not is_out_of_memory(ValueError("could not create a primitive"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 

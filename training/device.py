@@ -47,6 +47,14 @@ def to_device(tokens: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tokens.to(device)
 
 
+def wait_for(device: torch.device) -> None:
+    """Returns when the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def require_fixed_mps(torch_version: str) -> None:
     """Raises UserError below torch 2.13, whose bf16 causal attention on MPS leaked future tokens."""
     major, minor = (int(part) for part in torch_version.split(".")[:2])

@@ -11,7 +11,7 @@ from torch import Tensor
 from config import ModelConfig
 from models import Transformer
 from training.muon import Muon
-from transfer.optimizer_growth import State
+from transfer.optimizer_growth import Moments
 
 # Learning rates are given for the matrices; the rest of the model takes these shares of them.
 EMBEDDING_SHARE = 0.125
@@ -107,7 +107,7 @@ def take_if(is_sound: Tensor, optimizers: list[torch.optim.Optimizer]) -> None:
     adamw.found_inf = (~is_sound).float()  # as torch's GradScaler tells a fused optimizer
 
 
-def read_state(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> State:
+def read_moments(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> Moments:
     """Each parameter's moments by its name: `momentum_buffer`, or `exp_avg`, `exp_avg_sq` and `step`."""
     by_parameter = {}
     for optimizer in optimizers:
@@ -115,12 +115,12 @@ def read_state(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> S
     return {name: dict(by_parameter.get(parameter, {})) for name, parameter in model.named_parameters()}
 
 
-def write_state(model: Transformer, optimizers: list[torch.optim.Optimizer], state: State) -> None:
+def write_moments(model: Transformer, optimizers: list[torch.optim.Optimizer], moments: Moments) -> None:
     """Gives each parameter the moments under its name; those without any begin afresh."""
     for name, parameter in model.named_parameters():
-        if state.get(name):
+        if moments.get(name):
             owner = next(o for o in optimizers if any(parameter is p for g in o.param_groups for p in g["params"]))
-            owner.state[parameter] = dict(state[name])
+            owner.state[parameter] = dict(moments[name])
             if isinstance(owner, Muon):
-                momentum = state[name]["momentum_buffer"]
+                momentum = moments[name]["momentum_buffer"]
                 owner.state[parameter]["momentum_buffer"] = momentum.to(owner.momentum_dtype or parameter.dtype)

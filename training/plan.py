@@ -22,15 +22,11 @@ import torch
 from config import ModelConfig, TrainingConfig, UserError
 from models import ParameterCount, count_parameters
 from models.loss import tokens_per_chunk
-from phases import PHASE_ROWS
-from training import ranks
+from phases import PHASES
+from training import torchrun
 from training.optimizer import moment_bytes
 
 GB = 1e9
-OUT_OF_MEMORY_ADVICE = (
-    "out of memory. Lower --batch-size (4 in place of 8), or grow less: --scale-factor 1.5 --extra-layers 2. "
-    "--plan shows what each phase needs (trials of --grow-when auto need more); the models of finished phases are safe"
-)
 PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
 
 
@@ -46,7 +42,7 @@ class Machine:
     @classmethod
     def now(cls, device: torch.device, compute_dtype: torch.dtype | None, n_ranks: int = 1) -> Machine:
         """With what is free at this moment; ranks of one machine share its CPU's memory."""
-        n_sharing = ranks.planned_count_here() if device.type == "cpu" else 1
+        n_sharing = torchrun.planned_count_here() if device.type == "cpu" else 1
         return cls(device, compute_dtype, n_ranks, available_bytes(device) / n_sharing)
 
 
@@ -162,7 +158,7 @@ def available_bytes(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """Geometry, parameters and memory of the three phases on a machine."""
+    """Geometry, parameters and memory of each phase on a machine."""
 
     models: tuple[ModelConfig, ...]
     counts: tuple[ParameterCount, ...]
@@ -182,11 +178,11 @@ class Plan:
         machine = self.machine
         heads = ("total", "active", "weights", "optimizer", "gradients", "activations", "peak")
         lines = [f"{'Phase':<13}{'width × layers × heads':<23}" + "".join(f"{head:>12}" for head in heads)]
-        for name, model, count, memory in zip(PHASE_ROWS, self.models, self.counts, self.memory):
+        for phase, model, count, memory in zip(PHASES, self.models, self.counts, self.memory):
             shape = f"{model.d_model} × {model.n_layers} × {model.n_heads}"
             sizes = (memory.weights, memory.optimizer, memory.gradients, memory.activations, memory.peak)
             cells = [f"{n / 1e6:.2f} M" for n in (count.total, count.active)] + [f"{n / GB:.2f} GB" for n in sizes]
-            lines.append(f"{name:<13}{shape:<23}" + "".join(f"{cell:>12}" for cell in cells))
+            lines.append(f"{f'{phase.number} {phase.short}':<13}{shape:<23}" + "".join(f"{cell:>12}" for cell in cells))
         lines.append(
             f"Vocabulary {self.models[0].vocab_size:,}, precision {'bf16' if machine.compute_dtype else 'fp32'}, "
             f"memory {'lean' if self.is_lean else 'full'}. "
@@ -199,24 +195,22 @@ class Plan:
 def memory_of_phases(
     config: TrainingConfig, dense: ModelConfig, machine: Machine, is_lean: bool
 ) -> tuple[PhaseMemory, ...]:
-    """The memory of all three phases, what growth adds included; `dense` is the model of the first."""
+    """The memory of all phases, what growth adds included; `dense` is the model of the first."""
     models = config.geometries_from(dense)
     tokens = -(-config.batch_size // config.accumulate) * config.context_length
     memory = [phase_memory(model, tokens, machine, is_lean) for model in models]
     counts = [count_parameters(model).total for model in models]
-    for phase in (1, 2):
+    for i in range(1, len(models)):
         # For its first steps the liveness report watches each new parameter with a bit.
-        watched = (counts[phase] - counts[phase - 1]) / 8 / machine.n_ranks
-        memory[phase] = dataclasses.replace(memory[phase], gradients=memory[phase].gradients + watched)
-    if config.grow_when == "auto":
-        for phase in (0, 1):
-            trial = memory[phase + 1].peak - PROCESS_BYTES
-            memory[phase] = dataclasses.replace(memory[phase], trial=trial)
+        watched = (counts[i] - counts[i - 1]) / 8 / machine.n_ranks
+        memory[i] = dataclasses.replace(memory[i], gradients=memory[i].gradients + watched)
+        if config.grow_when == "auto":
+            memory[i - 1] = dataclasses.replace(memory[i - 1], trial=memory[i].peak - PROCESS_BYTES)
     return tuple(memory)
 
 
 def choose_memory(config: TrainingConfig, dense: ModelConfig, machine: Machine) -> tuple[PhaseMemory, ...]:
-    """The memory of all three phases in the mode that the config names; for "auto" lean only where full does not fit."""
+    """The memory of all phases in the mode that the config names; for "auto" lean only where full does not fit."""
     modes = {"full": [False], "lean": [True], "auto": [False, True]}[config.memory]
     if config.accumulate > 1 or machine.n_ranks > 1:
         modes = [False]  # lean memory has nowhere to add up gradients, and frees what ranks share anyway

@@ -11,9 +11,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from config import TrainingConfig
 from models import Routing, Transformer, next_token_loss, router_loss
 from models.shards import whole
-from training import ranks
 from training.bad_steps import is_sound
 from training.optimizer import build_optimizers, set_learning_rate, take_if
+from training.ranks import team
 
 
 class LayerFigures(NamedTuple):
@@ -46,33 +46,40 @@ def train_step(
     """Moves the model by one batch, in `config.accumulate` parts whose gradients add up; see training/bad_steps.py.
 
     Args:
-        tokens_BT: this rank's rows of the batch. FSDP averages the gradients of the ranks.
+        tokens_BT: this process's rows of the batch. Where there are several, FSDP averages their gradients.
     Returns:
         The language-model loss in nats a token, what the routers did, and the norm of the gradient before clipping,
         all of the whole batch: tensors on the device, which nobody has waited for.
     """
     muon, adamw = optimizers
     set_learning_rate(optimizers, rate)
+
     losses, routings = [], []
-    parts = tokens_BT.chunk(config.accumulate)
-    for part_BT in parts:
+    for part_BT in tokens_BT.chunk(config.accumulate):
+        share = len(part_BT) / len(tokens_BT)
+        # Forward: the language-model loss, and how the routers have shared out the tokens.
         own_loss, own_routing = next_token_loss(model, part_BT)
-        loss, routing = ranks.over_all(own_loss, own_routing)
-        take_if(torch.isfinite(loss), optimizers)  # for matrices that move in the backward pass
+        part_loss, routing = team().over_all(own_loss, own_routing)
+        # Backward. With lean memory matrices move meanwhile, each by its own gradient, if the loss is a number.
+        take_if(torch.isfinite(part_loss), optimizers)
         total = own_loss + router_loss(routing, config.balance_weight, config.z_weight)
-        (total * (len(part_BT) / len(tokens_BT))).backward()
-        losses.append(loss * (len(part_BT) / len(tokens_BT)))
+        (total * share).backward()
+        losses.append(part_loss * share)
         routings.append(routing)
+    loss = torch.stack(losses).sum()
+
+    # Clip, by the norm of the whole gradient; and decide, on the device, whether this step is to be trusted.
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     grad_norm = whole(get_total_norm(gradients + muon.norms_in_backward))
-    whole_loss = torch.stack(losses).sum()
-    take_if(is_sound(whole_loss, grad_norm, config.grad_clip), optimizers)
     clip_grads_with_norm_(model.parameters(), config.grad_clip, grad_norm)
+    take_if(is_sound(loss, grad_norm, config.grad_clip), optimizers)
+
+    # Move the weights, Muon matrices and AdamW the rest, and forget the gradients.
     muon.end_step(grad_norm)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return whole_loss, merged(routings), grad_norm
+    return loss, merged(routings), grad_norm
 
 
 def merged(parts: list[list[Routing]]) -> list[LayerFigures]:

@@ -78,7 +78,7 @@ class RouterChoices:
     @property
     def smallest_share_kept(self) -> float:
         """Of the tokens in any block, those that keep their experts."""
-        return min(1 - (turned_N | changed_N).double().mean().item() for turned_N, changed_N in self._by_block.values())
+        return min(1 - (turned | changed).sum().item() / len(turned) for turned, changed in self._by_block.values())
 
     @property
     def figures(self) -> dict[str, int]:

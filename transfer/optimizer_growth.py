@@ -26,12 +26,12 @@ from models import Transformer
 from models.shards import shared_as, whole
 from transfer.growth_maps import GrowthMaps
 
-State = dict[str, dict[str, Tensor]]
+Moments = dict[str, dict[str, Tensor]]
 # How often a moment contains the gradient's factors.
 POWERS = {"exp_avg": 1, "momentum_buffer": 1, "exp_avg_sq": 2}
 
 
-def grow_optimizer_state(state: State, old: ModelConfig, new: ModelConfig, way: str) -> State:
+def grow_optimizer_state(state: Moments, old: ModelConfig, new: ModelConfig, way: str) -> Moments:
     """The state with which training goes on after a boundary; the given one is untouched.
 
     Args:

@@ -23,9 +23,9 @@ from benchmarks.growth_study.operators import OPERATORS
 from benchmarks.measuring import cpu_model
 from config import ModelConfig, TrainingConfig
 from models import Transformer, build_dense_model, build_moe_model
-from training.evaluate import heldout_loss
 from training.flops import step_flops
-from training.optimizer import build_optimizers, read_state, write_state
+from training.heldout import heldout_loss
+from training.optimizer import build_optimizers, read_moments, write_moments
 from training.schedule import DECAY_SHARE
 from training.step import train_step
 from transfer.optimizer_growth import grow_optimizer_state
@@ -76,7 +76,7 @@ class Trainee:
     @classmethod
     def new(cls, model: Transformer, state: dict | None = None, **cost) -> Trainee:
         optimizers = build_optimizers(model, weight_decay=0.1)
-        write_state(model, optimizers, state or {})
+        write_moments(model, optimizers, state or {})
         return cls(model, optimizers, **cost)
 
     @property
@@ -90,7 +90,7 @@ class Trainee:
         model = OPERATORS[growth.operator](self.model, growth.to, growth.noise, seed)
         state = {}
         if growth.optimizer != "fresh":
-            state = grow_optimizer_state(read_state(self.model, self.optimizers), old, growth.to, growth.optimizer)
+            state = grow_optimizer_state(read_moments(self.model, self.optimizers), old, growth.to, growth.optimizer)
         seconds = self.seconds + time.process_time() - start
         return Trainee.new(model, state, steps=self.steps, flops=self.flops, seconds=seconds)
 
@@ -172,7 +172,7 @@ def save_prefix(path: Path, trainee: Trainee, curve: list[dict]) -> None:
     content = {
         "config": dataclasses.asdict(trainee.model.config),
         "weights": trainee.model.state_dict(),
-        "state": read_state(trainee.model, trainee.optimizers),
+        "state": read_moments(trainee.model, trainee.optimizers),
         "cost": trainee.cost,
         "curve": curve,
     }

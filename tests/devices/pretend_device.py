@@ -84,7 +84,7 @@ class PretendDevice:
         self.waits[Wait(what, *product_place())] += 1
 
     def forget(self) -> None:
-        """What has been recorded so far."""
+        """Clears what has been recorded so far."""
         self.operators.clear()
         self.waits.clear()
 

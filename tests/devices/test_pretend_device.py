@@ -110,7 +110,7 @@ def test_what_it_refuses():
 
 def test_a_product_that_mixes_devices_is_caught(monkeypatch):
     tables = transformer.rope_tables
-    monkeypatch.setattr(transformer, "rope_tables", lambda n, r, base, device, dtype: tables(n, r, base, "cpu", dtype))
+    monkeypatch.setattr(transformer, "rope_tables", lambda config, n, _, dtype: tables(config, n, "cpu", dtype))
     for kind in ("mps", "cuda"):
         refused(kind, "CPU tensor .* apply_rope", lambda: loss_and_gradients(kind, None))
 

@@ -12,7 +12,7 @@ import pytest
 import evaluate
 import generate
 import train_tinystories
-from phases import MODEL_NAMES
+from phases import PHASES
 from run import loop
 from run.compare import differences
 from tests.devices.cpu_as_device import as_on
@@ -51,7 +51,7 @@ def stop_and_resume(folder, token_cache, monkeypatch, *flags) -> None:
 def evaluated(folder, device: str) -> float:
     figures = folder / f"{device}.json"
     given = ("--data", "builtin", "--max-tokens", "500", "--json", str(figures))
-    assert evaluate.main(["--checkpoint", str(folder / MODEL_NAMES[3]), "--device", device, *given]) == 0
+    assert evaluate.main(["--checkpoint", str(folder / PHASES[-1].file), "--device", device, *given]) == 0
     return json.loads(figures.read_text())["loss"]
 
 
@@ -60,7 +60,8 @@ def evaluated(folder, device: str) -> float:
     [
         ("mps", "--precision bf16 --memory lean"),
         ("mps", "--precision fp32"),
-        ("cuda", "--precision bf16"),
+        ("mps", "--precision bf16 --architecture llama"),
+        ("cuda", "--precision bf16 --architecture llama"),
         ("cuda", "--precision bf16 --accumulate 2"),
         ("cuda", "--precision fp32"),
     ],
@@ -72,7 +73,7 @@ def test_a_whole_run(kind, flags, tmp_path, token_cache, monkeypatch, capsys):
         stop_and_resume(folder, token_cache, monkeypatch, "--device", kind, *flags)
         told = ("--max-tokens", "4", "--prompt", "Once upon a time", "The sad cat")
         capsys.readouterr()
-        assert generate.main(["--checkpoint", str(folder / MODEL_NAMES[3]), "--device", kind, *told]) == 0
+        assert generate.main(["--checkpoint", str(folder / PHASES[-1].file), "--device", kind, *told]) == 0
         assert capsys.readouterr().out.startswith("Once upon a time")
         loss = evaluated(folder, kind)
     if kind == "mps":

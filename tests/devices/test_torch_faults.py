@@ -13,7 +13,7 @@ from tests.devices import torch_faults
 from tests.devices.pretend_device import DeviceFault
 from tests.devices.pretending import pretending
 from training import device as device_module
-from training.evaluate import heldout_loss
+from training.heldout import heldout_loss
 from training.self_check import find_fault
 from training.step import prepare_training, train_step
 from transfer.liveness import expert_cosines
@@ -160,6 +160,14 @@ def test_a_batched_product_of_more_than_2_to_the_32_elements_is_caught():
         assert (left[:, :8_191] @ right[:, :, :8_191]).shape == (64, 8_191, 8_191)
         with pytest.raises(DeviceFault, match="#197636"):
             torch.cat((left, left[:1])) @ torch.cat((right, right[:1]))
+
+
+def test_a_sort_along_strides_is_caught():
+    with pretending("mps"):
+        x = torch.tensor([[3, 1], [2, 0]], device="mps")
+        assert x.sort().values.tolist() == [[1, 3], [0, 2]]
+        with pytest.raises(DeviceFault, match="#175187"):
+            x.T.sort()
 
 
 @pytest.mark.parametrize("inner, outer, is_wrong", [(32_766, 16, False), (32_767, 16, True), (32_767, 15, False)])

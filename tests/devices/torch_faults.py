@@ -23,7 +23,7 @@ def refuse_known_faults(device: PretendDevice, call: Call) -> None:
     """Raises DeviceFault for an operator that torch gets silently wrong on the real device."""
     if device.kind != "mps":
         return
-    for fault in (long_inner_dimension, unwritten_slice, wide_linear, large_bmm, read_after_free):
+    for fault in (long_inner_dimension, unwritten_slice, wide_linear, large_bmm, strided_sort, read_after_free):
         if text := fault(call):
             file, function = product_place()
             raise DeviceFault(f"{text}, in {call.overload} ({file}, {function})")
@@ -63,6 +63,12 @@ def large_bmm(call: Call) -> str:
     n_outputs = left.shape[0] * left.shape[1] * right.shape[2]
     if max(n_outputs, left.numel(), right.numel()) > LARGEST_BMM:
         return f"a batched product of more than 2³² elements, {n_outputs:,}: wrong on MPS (pytorch #197636)"
+    return ""
+
+
+def strided_sort(call: Call) -> str:
+    if call.name in ("sort", "argsort") and not call.args[0].value.is_contiguous():
+        return "a tensor that is not contiguous: its strides are ignored on MPS (pytorch #175187)"
     return ""
 
 

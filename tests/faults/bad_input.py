@@ -143,7 +143,7 @@ def quick_runs() -> Iterator[None]:
     save_if_due, find_fault = loop.save_if_due, device.find_fault
 
     def stopping(run, *rest):
-        if run.steps_done >= ENOUGH_STEPS:
+        if run.progress.steps >= ENOUGH_STEPS:
             run.stop._receive(signal.SIGINT, None)
         save_if_due(run, *rest)
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import train_tinystories
-from phases import HISTORY_NAME, MODEL_NAMES, STATE_NAME
+from phases import HISTORY_NAME, PHASES, STATE_NAME
 
-CHECKPOINTS = (STATE_NAME, MODEL_NAMES[1])
+CHECKPOINTS = (STATE_NAME, PHASES[0].file)
 TRUNCATIONS = [f"{part}/16" for part in range(16)]
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import durable_files
 import train_tinystories
-from data import token_cache
+from data import cleaning, token_cache
+from phases import phase_of
 from report.history import History
 from run import boundary, loop, run, saver, snapshots, start
 
@@ -84,16 +85,16 @@ def after_rename(name: str, nth: int) -> None:
 
 # What each does, and how often the small run comes by, if it saves its state after every step.
 POINTS: dict[str, tuple[Callable[[int], None], int]] = {
-    "in_token_cache": (lambda n: kill_when(token_cache, "clean_story", 100 * n), 5),
+    "in_token_cache": (lambda n: kill_when(cleaning, "clean_story", 100 * n), 5),
     "before_cache_meta": (lambda n: kill_when(token_cache, "_meta_checksum", n), 1),
     "before_cache_rename": (lambda n: kill_when(Path, "rename", n), 1),
     "after_cache_rename": (lambda n: kill_when(Path, "rename", n, after=True), 1),
     "in_state": (lambda n: in_a_write("run_state", 17 * n), 6),
     "before_state_rename": (lambda n: before_rename("run_state.pt", 17 * n - 16), 6),
     "after_state_rename": (lambda n: after_rename("run_state.pt", 17 * n - 16), 6),
-    "in_model": (lambda n: in_a_write(run.MODEL_NAMES[n], 1), 3),
-    "before_model_rename": (lambda n: before_rename(run.MODEL_NAMES[n], 1), 3),
-    "after_model_rename": (lambda n: after_rename(run.MODEL_NAMES[n], 1), 3),
+    "in_model": (lambda n: in_a_write(phase_of(n).file, 1), 3),
+    "before_model_rename": (lambda n: before_rename(phase_of(n).file, 1), 3),
+    "after_model_rename": (lambda n: after_rename(phase_of(n).file, 1), 3),
     "before_history": (lambda n: kill_when(start, "History", n), 1),
     "in_history_line": (in_a_history_line, 30),
     "between_history_and_model": (lambda n: kill_when(loop, "save_model", n), 3),

@@ -25,9 +25,9 @@ import torch._dynamo  # noqa: F401  the same: building a model on the meta devic
 import train_tinystories
 from data.builtin_stories import builtin_split
 from data.tokenizer import END_OF_TEXT
-from phases import MODEL_NAMES
+from phases import PHASES
 from run.compare import differences
-from run.start import LOCK_NAME
+from run.folder import LOCK_NAME
 
 SMALL = (
     "--device cpu --preset tiny --tokenizer builtin --d-model 16 --n-heads 2 --n-layers 1 --extra-layers 1 --n-experts 4 "
@@ -150,5 +150,11 @@ def parted(expected: Path, folder: Path) -> list[str]:
     """In what the run in `folder` differs from the undisturbed one; empty if it is the same, bit for bit."""
     found = [f"{kind} {text}" for kind, text in differences(expected, folder)]
     names = {path.name for path in folder.iterdir()}
-    surplus = names - {*MODEL_NAMES.values(), "training_history.jsonl", "training_curves.png", "report.html", LOCK_NAME}
+    surplus = names - {
+        *(phase.file for phase in PHASES),
+        "training_history.jsonl",
+        "training_curves.png",
+        "report.html",
+        LOCK_NAME,
+    }
     return found + ([f"left over: {sorted(surplus)}"] if surplus else [])

@@ -8,7 +8,7 @@ from report.history import read_history
 from tests.faults.runs import resume
 from training import bad_steps, step
 from training.bad_steps import EXPLODED, MOST_IN_A_ROW, is_sound
-from training.optimizer import read_state
+from training.optimizer import read_moments
 from training.step import prepare_training, train_step
 
 
@@ -59,7 +59,7 @@ def test_weights_and_moments_are_bit_for_bit_as_before(harm, is_lean, small_trai
     def everything():
         moments = {
             f"{name} {key}": value.clone()
-            for name, values in read_state(model, optimizers).items()
+            for name, values in read_moments(model, optimizers).items()
             for key, value in values.items()
             if value.dtype != torch.int64  # whose turn it is, which goes by
         }

@@ -13,7 +13,7 @@ import torch
 import train_tinystories
 from config import ModelConfig, TrainingConfig
 from models import load_model, save_model
-from phases import MODEL_NAMES
+from phases import PHASES
 from report.history import NEUTRAL, read_history
 from run import loop, saver
 from run.compare import same_model
@@ -106,7 +106,7 @@ def test_what_is_otherwise_than_before_is_in_the_history(folder):
 def test_looking_more_often_changes_no_model(folder, shop):
     outcome = resume(folder, "--eval-every", "9", "--log-every", "1")
     assert outcome.code == 0 and "The models will be the same" in outcome.out
-    assert all(same_model(shop.expected / name, folder / name) for name in MODEL_NAMES.values())
+    assert all(same_model(shop.expected / name, folder / name) for name in (phase.file for phase in PHASES))
 
 
 def test_growth_may_be_another_until_it_is_done(folder):
@@ -123,7 +123,7 @@ def test_other_stories_are_refused_and_the_same_ones_elsewhere_are_not(shop, fol
     for name in ("other", "longer"):
         assert "that it began with" in refused([*flags, "--data", tmp_path / f"{name}.txt"], capsys)
     assert resume(folder, *flags[3:], "--data", tmp_path / "elsewhere.txt").code == 0
-    for name in MODEL_NAMES.values():
+    for name in (phase.file for phase in PHASES):
         assert same_model(shop.expected / name, folder / name)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import load_model
-from phases import MODEL_NAMES
+from phases import PHASES
 from run import grow_when
 from tests.ranks.worlds import LOSSES, differences, rows_of
 
@@ -30,7 +30,7 @@ def test_checks_stories_and_coverage_are_those_of_one_rank(one, several):
 
 def test_model_files_are_those_of_one_rank(one, several):
     assert {path.name for path in several.iterdir()} == {path.name for path in one.iterdir()}
-    for name in MODEL_NAMES.values():
+    for name in (phase.file for phase in PHASES):
         alone, shared = (torch.load(folder / name, weights_only=True) for folder in (one, several))
         assert alone["format"] == shared["format"] and alone["config"] == shared["config"]
         assert list(alone["weights"]) == list(shared["weights"])

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from run import saver, shared_state
+from run import saver, state_shards
 from run.compare import differences as parted
 from tests.ranks.worlds import STEPS, differences, signal_after
-from training import ranks
+from training import torchrun
+from training.ranks import team
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 def test_when_one_is_killed_the_others_say_so_and_it_goes_on(world, two, tmp_path):
     began = time.monotonic()
     first, second = world.run(2, tmp_path / "run", prepare=lambda: signal_after(STEPS + 2, 1, signal.SIGKILL))
-    assert second.code == -signal.SIGKILL and first.code == ranks.RANK_LOST == 5
+    assert second.code == -signal.SIGKILL and first.code == torchrun.RANK_LOST == 5
     assert time.monotonic() - began < 60
     (line,) = first.err.splitlines()
     assert line.startswith(f"error: rank 0: another rank is gone, or did not answer in time, after {STEPS + 2} steps")
@@ -35,20 +36,20 @@ def test_when_one_is_killed_the_others_say_so_and_it_goes_on(world, two, tmp_pat
 
 def test_one_that_hangs_is_given_up(world, tmp_path):
     def prepare():
-        ranks.PATIENCE = {"cpu": timedelta(seconds=5)}
+        torchrun.PATIENCE = {"cpu": timedelta(seconds=5)}
         signal_after(2, 1, signal.SIGSTOP)
 
     first, second = world.begin(2, tmp_path / "run", prepare=prepare)
     outcome = first.finish()
     second.signal(signal.SIGKILL)
     second.finish()
-    assert outcome.code == ranks.RANK_LOST and "did not answer in time" in outcome.err
+    assert outcome.code == torchrun.RANK_LOST and "did not answer in time" in outcome.err
 
 
 # Every step is saved here. Rank 0 is killed in between; what it has written then is what it had.
 POINTS = {
-    "while shards are written": lambda: kill_at(shared_state, "checksums_of"),
-    "before the state names them": lambda: kill_at(shared_state, "name_the_folder"),
+    "while shards are written": lambda: kill_at(state_shards, "checksums_of"),
+    "before the state names them": lambda: kill_at(state_shards, "name_the_folder"),
     "before the old ones are deleted": lambda: kill_at(sys.modules["run.run_state"], "forget_shards"),
 }
 
@@ -60,7 +61,7 @@ def kill_at(module, name: str) -> None:
     def deadly(*arguments, **named):
         nonlocal calls
         calls += 1
-        if calls == 3 and ranks.is_first():
+        if calls == 3 and team().is_first:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments, **named)
 
@@ -71,7 +72,7 @@ def kill_at(module, name: str) -> None:
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_in_a_save_there_is_a_whole_state(point, world, one, tmp_path):
     outcomes = world.run(2, tmp_path / "run", "--save-every", "0", prepare=POINTS[point])
-    assert [outcome.code for outcome in outcomes] == [-signal.SIGKILL, ranks.RANK_LOST]
+    assert [outcome.code for outcome in outcomes] == [-signal.SIGKILL, torchrun.RANK_LOST]
     outcome = world.resume(1, tmp_path / "run")[0]
     assert outcome.code == 0 and "Going on with the run" in outcome.out
     assert max(differences(one, tmp_path / "run").values()) <= 1e-5
@@ -83,18 +84,18 @@ def test_torchrun_starts_the_ranks_again(world, two, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         f"import os, signal, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "import train_tinystories\nfrom training import loop, ranks\n"
+        "import train_tinystories\nfrom run import loop\nfrom training import torchrun\nfrom training.ranks import team\n"
         "step, calls = loop.train_step, []\n"
         "def deadly(*arguments):\n"
         "    calls.append(1)\n"
-        f"    if len(calls) == {STEPS + 2} and ranks.number() == 1 and not ranks.restarts():\n"
+        f"    if len(calls) == {STEPS + 2} and team().number == 1 and not torchrun.restarts():\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return step(*arguments)\n"
         "loop.train_step = deadly\n"
         "sys.exit(train_tinystories.main())\n"
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    arguments = [*torchrun, script, *world.arguments(tmp_path / "run"), "--overwrite"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    arguments = [*command, script, *world.arguments(tmp_path / "run"), "--overwrite"]
     result = subprocess.run([str(a) for a in arguments], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("another rank is gone") == 1

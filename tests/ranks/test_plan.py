@@ -11,9 +11,9 @@ from config import PRESETS, UserError
 from phases import LAUNCHERS_NAME
 from run.cli import parse_config
 from run.run_state import RunState, write_run_state
-from training import plan, ranks
+from training import plan, ranks, torchrun
 from training.plan import GB, Machine, choose_memory, phase_memory
-from training.ranks import require_shareable
+from training.torchrun import require_shareable
 
 CPU, TINY = torch.device("cpu"), PRESETS["tiny"]
 
@@ -35,7 +35,7 @@ def test_ranks_that_cannot_share_are_told_why(changes, device, words):
 
 
 def test_four_wrong_processes_say_it_once(monkeypatch, capfd):
-    monkeypatch.setattr(ranks, "SAYING_SECONDS", 0.0)
+    monkeypatch.setattr(torchrun, "SAYING_SECONDS", 0.0)
     for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
     for rank in range(4):
@@ -54,7 +54,7 @@ def test_four_wrong_processes_say_it_once(monkeypatch, capfd):
 def test_torchrun_goes_on_with_its_own_run_alone(launchers, is_resumed, tmp_path, monkeypatch):
     write_run_state(RunState(dataclasses.asdict(TINY), {}, {}), tmp_path)
     if launchers:
-        (tmp_path / LAUNCHERS_NAME).write_text(launchers.format(own=ranks.launcher()))
+        (tmp_path / LAUNCHERS_NAME).write_text(launchers.format(own=torchrun.launcher()))
     flags = ["--device", "cpu", "--preset", "tiny", "--overwrite", "--checkpoint-dir", str(tmp_path)]
     assert parse_config(flags)[0].overwrite
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -62,17 +62,18 @@ def test_torchrun_goes_on_with_its_own_run_alone(launchers, is_resumed, tmp_path
     assert (config.resume, config.overwrite) == (is_resumed, not is_resumed)
 
 
-def test_ranks_that_read_different_stories_are_named(monkeypatch):
-    ranks.require_alike("stories", "text")
-    monkeypatch.setattr(ranks, "gathered", lambda value: [value, value, "others"])
+def test_ranks_that_read_different_stories_are_named():
+    ranks.OneProcess().require_alike("stories", "text")
+    third_differs = object.__new__(ranks.Ranks)
+    third_differs.gathered = lambda value: [value, value, "others"]
     with pytest.raises(UserError, match="rank 2: its stories"):
-        ranks.require_alike("stories", "its stories")
+        third_differs.require_alike("stories", "its stories")
 
 
 def test_a_shell_with_half_of_torchruns_settings_is_told_so(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(UserError, match="MASTER_ADDR.* start with torchrun"), ranks.together(TINY, CPU):
+    with pytest.raises(UserError, match="MASTER_ADDR.* start with torchrun"), torchrun.together(TINY, CPU):
         pass
 
 
@@ -91,14 +92,14 @@ def test_ranks_divide_what_they_share_and_plan_for_what_is_whole():
 
 def test_ranks_of_one_machine_share_its_memory_and_not_a_gpus(monkeypatch):
     monkeypatch.setattr(plan, "available_bytes", lambda device: 24 * GB)
-    monkeypatch.setattr(ranks, "planned_count_here", lambda: 4)
+    monkeypatch.setattr(torchrun, "planned_count_here", lambda: 4)
     for device, each in ((CPU, 6 * GB), (torch.device("cuda"), 24 * GB)):
         assert Machine.now(device, None, n_ranks=4).available == each
 
 
 def test_one_process_is_in_no_group(monkeypatch):
-    with ranks.together(TINY, CPU) as device:
+    with torchrun.together(TINY, CPU) as device:
         assert device is CPU and not torch.distributed.is_initialized()
     monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun --nproc-per-node=1
-    with ranks.together(TINY, CPU):
-        assert not torch.distributed.is_initialized() and ranks.count() == 1
+    with torchrun.together(TINY, CPU):
+        assert not torch.distributed.is_initialized() and ranks.team().is_alone

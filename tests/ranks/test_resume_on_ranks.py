@@ -11,7 +11,7 @@ import torch
 import durable_files
 from phases import HISTORY_NAME, STATE_NAME
 from report.history import read_history
-from run import shared_state, start
+from run import start, state_shards
 from tests.ranks.worlds import differences, signal_after
 
 pytestmark = pytest.mark.slow
@@ -91,7 +91,7 @@ def test_no_code_is_run_from_a_description_of_tensors(world, stopped_four, tmp_p
 
     (shards_in(folder) / ".metadata").write_bytes(pickle.dumps(Evil()))
     content, _ = durable_files.read_tensors(folder / STATE_NAME)
-    content["shards"]["sha256"] |= shared_state.checksums_of([shards_in(folder) / ".metadata"])
+    content["shards"]["sha256"] |= state_shards.checksums_of([shards_in(folder) / ".metadata"])
     durable_files.write_tensors(content, folder / STATE_NAME)
     outcome = world.resume(1, folder)[0]
     assert outcome.code == 2 and "holds other things than tensors" in outcome.err

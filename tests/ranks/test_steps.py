@@ -10,11 +10,11 @@ import training.step
 from config import ModelConfig, TrainingConfig
 from models import Transformer, build_dense_model, build_moe_model, next_token_loss
 from models.shards import own, shared_dim, whole
-from run.shared_state import lay_out
+from run.state_shards import lay_out
 from tests.ranks.worlds import on_ranks
-from training import ranks
 from training.bad_steps import is_sound
-from training.optimizer import read_state
+from training.optimizer import read_moments
+from training.ranks import OneProcess, Ranks, team, use
 from training.step import prepare_training, train_step
 from transfer.gradient_coverage import GradientCoverage
 from transfer.optimizer_growth import grow_optimizer_state
@@ -68,11 +68,12 @@ def trained(model: Transformer, steps: int, rows=lambda tokens: tokens) -> tuple
 
 def alone(work):
     """What `work` gives without the other ranks, whose group this process is nevertheless in."""
-    count, ranks.count = ranks.count, lambda: 1
+    members = team()
+    use(OneProcess())
     try:
         return work()
     finally:
-        ranks.count = count
+        use(members)
 
 
 def largest_difference(model: Transformer, expected: Transformer) -> float:
@@ -85,7 +86,7 @@ def same_steps(config: ModelConfig) -> tuple[float, float]:
     reference = built(config)
     expected, _ = alone(lambda: trained(reference, 3))
     model = lay_out(built(config), CPU)
-    found, _ = trained(model, 3, lambda tokens: ranks.own_rows(tokens, CONFIG.accumulate))
+    found, _ = trained(model, 3, lambda tokens: team().own_rows(tokens, CONFIG.accumulate))
     apart = max((a - b).abs().item() for a, b in zip(found, expected))
     return apart, largest_difference(model, reference)
 
@@ -95,7 +96,7 @@ def test_steps_on_ranks_are_those_of_one_in_every_layout():
         for name, (config, dim) in LAYOUTS.items():
             if config.is_moe:
                 shape = built(config).blocks[0].mlp.up.weight.shape
-                assert shared_dim(shape, ranks.count()) == dim, name
+                assert shared_dim(shape, team().size) == dim, name
             figures, weights = same_steps(config)
             assert figures < 3e-5 and weights < 1e-4, (name, figures, weights)
 
@@ -103,8 +104,8 @@ def test_steps_on_ranks_are_those_of_one_in_every_layout():
 
 
 def counts_stay_apart(patch):
-    over_all = ranks.over_all
-    patch.setattr(ranks, "over_all", lambda loss, routings: (over_all(loss, routings)[0], routings))
+    over_all = Ranks.over_all
+    patch.setattr(Ranks, "over_all", lambda self, loss, routings: (over_all(self, loss, routings)[0], routings))
 
 
 def one_block_keeps_its_gradients_to_itself(patch):
@@ -117,7 +118,7 @@ def one_block_keeps_its_gradients_to_itself(patch):
 
 
 def each_trains_on_the_first_rows(patch):
-    patch.setattr(ranks, "own_rows", lambda tokens, parts=1: tokens[: len(tokens) // ranks.count()])
+    patch.setattr(Ranks, "own_rows", lambda self, tokens, parts=1: tokens[: len(tokens) // self.size])
 
 
 def matrices_are_orthogonalised_by_parts(patch):
@@ -159,14 +160,14 @@ def test_a_bad_loss_on_one_rank_is_a_step_that_none_takes():
 
         def bad(model, tokens_BT):
             loss, routings = next_token_loss(model, tokens_BT)
-            return loss * (torch.inf if ranks.number() == 1 else 1), routings
+            return loss * (torch.inf if team().number == 1 else 1), routings
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(training.step, "next_token_loss", bad)
-            loss, _, norm = train_step(model, optimizers, ranks.own_rows(tokens(0), 2), 0.02, CONFIG)
+            loss, _, norm = train_step(model, optimizers, team().own_rows(tokens(0), 2), 0.02, CONFIG)
         assert not is_sound(loss, norm, CONFIG.grad_clip)
         assert all(torch.equal(own(p), b) for p, b in zip(model.parameters(), before))
-        loss, _, norm = train_step(model, optimizers, ranks.own_rows(tokens(0), 2), 0.02, CONFIG)
+        loss, _, norm = train_step(model, optimizers, team().own_rows(tokens(0), 2), 0.02, CONFIG)
         assert is_sound(loss, norm, CONFIG.grad_clip)
         assert not all(torch.equal(own(p), b) for p, b in zip(model.parameters(), before))
 
@@ -187,9 +188,9 @@ def test_growth_on_ranks_gives_the_same_bits_and_none_holds_more_than_its_part()
             assert held <= total / N_RANKS * 1.1
         # Moments through both boundaries.
         _, optimizers = alone(lambda: trained(dense, 2))
-        _, shared_optimizers = trained(shared, 2, lambda tokens: ranks.own_rows(tokens, CONFIG.accumulate))
+        _, shared_optimizers = trained(shared, 2, lambda tokens: team().own_rows(tokens, CONFIG.accumulate))
         for way in ("grown", "asymmetric"):
-            states = [read_state(dense, optimizers), read_state(shared, shared_optimizers)]
+            states = [read_moments(dense, optimizers), read_moments(shared, shared_optimizers)]
             for old, new in ((dense.config, moe.config), (moe.config, large.config)):
                 states = [grow_optimizer_state(state, old, new, way) for state in states]
                 for name, moments in states[0].items():
@@ -204,7 +205,7 @@ def test_growth_on_ranks_gives_the_same_bits_and_none_holds_more_than_its_part()
 def test_the_checks_pass_on_ranks_and_fail_where_growth_is_wrong():
     def work():
         model = lay_out(build_moe_model(GEOMETRY), CPU)
-        trained(model, 2, lambda tokens: ranks.own_rows(tokens, CONFIG.accumulate))
+        trained(model, 2, lambda tokens: team().own_rows(tokens, CONFIG.accumulate))
         grown, locked = (scale_bilaterally(model, 2, 1, noise_std=noise) for noise in (1.0, 0.0))
         checks = (check_rope_integrity, check_router_scaling, check_symmetry_breaking, check_functional_identity)
         assert all(check(model, grown) for check in checks)
@@ -227,7 +228,7 @@ def test_coverage_on_ranks_sees_what_one_sees_and_goes_on_anywhere():
         reference, model = built(config), lay_out(built(config), CPU)
         coverages = [GradientCoverage(each, small) for each in (reference, model)]
         # The last row alone has the token 52: elsewhere its embedding has no gradient. No expert sees many tokens.
-        for each, rows in ((reference, tokens(0)[:4]), (model, tokens(0)[:4].chunk(ranks.count())[ranks.number()])):
+        for each, rows in ((reference, tokens(0)[:4]), (model, tokens(0)[:4].chunk(team().size)[team().number])):
             next_token_loss(each, rows[:, :3])[0].backward()
         states = [coverage.state() for coverage in coverages]
         assert all(torch.equal(a, b) for a, b in zip(states[0]["seen"], states[1]["seen"], strict=True))

@@ -24,7 +24,8 @@ from phases import HISTORY_NAME
 from report.history import WALL_CLOCK, read_history
 from run import loop
 from tests.faults.runs import Child, Outcome, start
-from training import ranks
+from training import torchrun
+from training.ranks import team
 
 STEPS = 4  # of each phase
 TINY = (
@@ -90,7 +91,7 @@ def signal_after(n: int, rank: int, number: int) -> None:
         nonlocal calls
         result = original(*arguments)
         calls += 1
-        if calls == n and ranks.number() == rank:
+        if calls == n and team().number == rank:
             os.kill(os.getpid(), number)
         return result
 
@@ -118,7 +119,7 @@ def on_ranks(n_ranks: int, work: Callable[[], None]) -> None:
     """Calls `work` on ranks that are together. What an assertion says of one of them fails the test."""
 
     def instead(_arguments) -> int:
-        with ranks.together(TrainingConfig(batch_size=n_ranks), torch.device("cpu")):
+        with torchrun.together(TrainingConfig(batch_size=n_ranks), torch.device("cpu")):
             work()
         return 0
 

@@ -15,7 +15,7 @@ from data.sources import StorySource, builtin_source, file_source, is_there
 from data.token_cache import TOKEN_DTYPE, cleaned_and_encoded
 
 
-class HeldOut(NamedTuple):
+class WholeText(NamedTuple):
     """`tokens`: uint16 (n_tokens,), every story followed by one end-of-text. `is_whole`: the text has no more."""
 
     description: str
@@ -24,7 +24,7 @@ class HeldOut(NamedTuple):
     is_whole: bool
 
 
-def read_held_out(data: str, encoding: tiktoken.Encoding, max_tokens: int | None = None) -> HeldOut:
+def read_whole_text(data: str, encoding: tiktoken.Encoding, max_tokens: int | None = None) -> WholeText:
     """The held-out stories of "builtin" or "tinystories", or all that a file holds; cleaned as for training.
 
     Nothing is cached: to tokenise a text takes less time than any model takes to read it.
@@ -52,7 +52,7 @@ def read_held_out(data: str, encoding: tiktoken.Encoding, max_tokens: int | None
     if not blocks:
         raise UserError(f"{source.description} holds no stories")
     tokens = np.concatenate(blocks)[:max_tokens]
-    return HeldOut(source.description, tokens, n_stories, is_whole and len(tokens) == n_tokens)
+    return WholeText(source.description, tokens, n_stories, is_whole and len(tokens) == n_tokens)
 
 
 def _source_of(data: str) -> tuple[StorySource, Callable[[], Iterator[str]]]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from phases import PHASES
 from report.history import given_differences
 from report.numbers import NONE, duration, exponent, figure, is_number, millions, si
 from report.overview import status, total_flops, total_seconds
-from report.record import Record
+from report.past_run import PastRun
 
 
 @dataclass
-class Comparison:
+class Beside:
     """`names` of both runs; `results` and `given` are (what, first, second), results with a difference as well."""
 
     names: tuple[str, str]
@@ -19,30 +20,22 @@ class Comparison:
     given: list[tuple[str, str, str]]
 
 
-def compare(record: Record, other: Record) -> Comparison:
-    runs = (record, other)
+def set_beside(past: PastRun, other: PastRun) -> Beside:
+    runs = (past, other)
     results = [("status", *map(status, runs), "")]
-    for number in (1, 2, 3):
-        first, second = (run.phases[number - 1] for run in runs)
-        results.append(
-            line(
-                f"held-out loss after phase {number}",
-                first.loss_after,
-                second.loss_after,
-                "{:.4f}".format,
-                "{:+.4f}".format,
-            )
-        )
-    for to_phase in (2, 3):
-        jumps = [next((row["jump"] for row in run.boundaries if row["to_phase"] == to_phase), None) for run in runs]
-        results.append(line(f"jump {to_phase - 1}→{to_phase}, nats", *jumps, exponent))
-    ends = [run.end(3) for run in runs]
+    for phases in zip(*(run.phases for run in runs)):
+        losses = [phase.loss_after for phase in phases]
+        label = f"held-out loss after phase {phases[0].number}"
+        results.append(line(label, *losses, "{:.4f}".format, "{:+.4f}".format))
+    for phase in PHASES[1:]:
+        jumps = [next((row["jump"] for row in run.boundaries if row["to_phase"] == phase.number), None) for run in runs]
+        results.append(line(f"jump {phase.number - 1}→{phase.number}, nats", *jumps, exponent))
     results.append(line("parameters at the end", *(run.current.total for run in runs), millions))
-    results.append(line("tokens", *(end["tokens"] for end in ends), si))
+    results.append(line("tokens", *(run.last["tokens"] for run in runs), si))
     results.append(line("compute, FLOP", *map(total_flops, runs), si, ratio))
     results.append(line("time", *map(total_seconds, runs), duration, ratio))
-    return Comparison(
-        (record.folder.name, other.folder.name),
+    return Beside(
+        (past.folder.name, other.folder.name),
         [row for row in results if row[1:3] != (NONE, NONE)],
         [
             (name, figure_or_text(a), figure_or_text(b))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import ModelConfig, TrainingConfig, UserError
-from phases import PHASE_TITLES, STATE_NAME
+from phases import PHASES, STATE_NAME, Phase
 from report.history import history_of
 from transfer.verify_growth_mechanics import LARGEST_JUMP
 
@@ -16,14 +16,13 @@ AXES = ("steps", "tokens", "flops", "seconds")
 
 
 @dataclass
-class Phase:
+class PastPhase:
     """One phase in figures; None where the history does not say.
 
     loss_before and loss_after are held-out, in nats a token, at its beginning and last; tokens and flops its own.
     """
 
-    number: int
-    name: str
+    phase: Phase
     geometry: ModelConfig | None
     total: int | None
     active: int | None
@@ -34,6 +33,10 @@ class Phase:
     loss_before: float | None = None
     tokens: float | None = None
     flops: float | None = None
+
+    @property
+    def number(self) -> int:
+        return self.phase.number
 
     @property
     def loss_after(self) -> float | None:
@@ -52,7 +55,7 @@ class Phase:
         return max((row["memory_bytes"] for row in self.steps if row.get("memory_bytes")), default=None)
 
 
-class Record:
+class PastRun:
     """All rows of a run's history, each step and measurement at its place in the whole run.
 
     A place is a dict with the keys of `AXES`; its `seconds` are those of training and measuring, without boundaries
@@ -66,7 +69,7 @@ class Record:
         self.folder = folder
         self.rows = history_of(folder)
         self.run = self.rows[0]
-        self.config, self.parameters = dict(self.run["config"]), self.run.get("parameters", [None] * 3)
+        self.config, self.parameters = dict(self.run["config"]), self.run.get("parameters", [None] * len(PHASES))
         for row in self.events("resumed"):
             self.config |= {name: now for name, (_, now) in row["changes"].items() if name in self.config}
             self.parameters = row.get("parameters", self.parameters)
@@ -74,7 +77,7 @@ class Record:
         self._places: dict[tuple[int, int], dict] = {}
         self._ends: dict[int, dict] = {0: dict.fromkeys(AXES, 0)}
         self.place_steps()
-        self.phases = [self.phase(number) for number in (1, 2, 3)]
+        self.phases = [self.past_phase(phase) for phase in PHASES]
 
     def events(self, event: str) -> list[dict]:
         return [row for row in self.rows if row["event"] == event]
@@ -102,23 +105,24 @@ class Record:
         """Where a phase ended, or has come so far."""
         return self._ends[max(number for number in self._ends if number <= phase)]
 
-    def phase(self, number: int) -> Phase:
+    def past_phase(self, phase: Phase) -> PastPhase:
+        number = phase.number
         steps = [row for row in self.events("step") if row["phase"] == number]
         evals = [row for row in self.events("eval") if row["phase"] == number]
         count = self.parameters[number - 1] or {}
         geometries = self.geometries()
-        phase = Phase(
-            number, PHASE_TITLES[number], geometries[number - 1] if geometries else None,
+        past = PastPhase(
+            phase, geometries[number - 1] if geometries else None,
             count.get("total"), count.get("active"), self.config.get(f"steps_phase{number}"), steps,
             [self._places[number, row["step"]] for row in steps], evals,
         )  # fmt: skip
         into = [row for row in self.boundaries if row["to_phase"] == number]
-        phase.loss_before = into[-1]["loss_after"] if into else (evals[0]["loss"] if len(evals) > 1 else None)
+        past.loss_before = into[-1]["loss_after"] if into else (evals[0]["loss"] if len(evals) > 1 else None)
         if steps:
             start, end = self.end(number - 1), self.end(number)
-            phase.tokens = end["tokens"] - start["tokens"]
-            phase.flops = end["flops"] - start["flops"] if end["flops"] is not None else None
-        return phase
+            past.tokens = end["tokens"] - start["tokens"]
+            past.flops = end["flops"] - start["flops"] if end["flops"] is not None else None
+        return past
 
     def geometries(self) -> tuple[ModelConfig, ...] | None:
         known = {item.name for item in dataclasses.fields(TrainingConfig)}
@@ -126,6 +130,11 @@ class Record:
             return TrainingConfig(**{k: v for k, v in self.config.items() if k in known}).phase_geometries(1)
         except (UserError, TypeError):  # of a version that had other rules
             return None
+
+    @property
+    def last(self) -> dict:
+        """Where the run ended, or has come so far."""
+        return self.end(len(PHASES))
 
     @property
     def boundaries(self) -> list[dict]:
@@ -149,7 +158,7 @@ class Record:
         return failed
 
     @property
-    def current(self) -> Phase:
+    def current(self) -> PastPhase:
         """The last phase in which there was anything."""
         return next((phase for phase in reversed(self.phases) if phase.steps or phase.evals), self.phases[0])
 

@@ -23,8 +23,9 @@ from models import Transformer
 from models.shards import empty_on_ranks, filling, is_shared
 from phases import STATE_NAME
 from run.run_state import SHARD_FOLDERS, RunState, write_run_state
-from training import ranks
-from transfer.optimizer_growth import State
+from training.ranks import SaidByFirst, team
+from training.torchrun import is_lost
+from transfer.optimizer_growth import Moments
 
 # All that the description of a checkpoint is made of. It is a pickle, and a pickle can name any code.
 DESCRIBED_BY = {
@@ -42,9 +43,9 @@ DESCRIBED_BY = {
 def lay_out(model: Transformer, device: torch.device) -> Transformer:
     """The model on this rank's device, shared where there are several; an unfilled one (on meta) stays unfilled."""
     is_unfilled = model.device.type == "meta"
-    if ranks.count() == 1:
+    if team().is_alone:
         return model.to_empty(device=device) if is_unfilled else model.to(device)
-    shared = empty_on_ranks(model.config, ranks.mesh(device), device)
+    shared = empty_on_ranks(model.config, team().mesh(device), device)
     if not is_unfilled:
         for parameter, given in zip(shared.parameters(), model.parameters(), strict=True):
             with filling(parameter) as value, torch.no_grad():
@@ -52,7 +53,7 @@ def lay_out(model: Transformer, device: torch.device) -> Transformer:
     return shared
 
 
-def write_shared_state(state: RunState, folder: Path) -> None:
+def write_state_shards(state: RunState, folder: Path) -> None:
     """As `write_run_state`, called by every rank with its parts.
 
     Raises:
@@ -61,21 +62,21 @@ def write_shared_state(state: RunState, folder: Path) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    name = ranks.first_alone(lambda: free_folder(folder))
+    name = team().first(lambda: free_folder(folder))
     tensors = shared_tensors(state.weights or {}, state.moments)
     writer = dcp.FileSystemWriter(folder / name, sync_files=True)
     try:
-        dcp.save(tensors, storage_writer=writer, process_group=ranks.unhurried())
+        dcp.save(tensors, storage_writer=writer, process_group=team().unhurried)
     except CheckpointException as error:  # not an Exception
         failure = next(iter(error.failures.values()))[0]
-        if ranks.is_lost(failure):
+        if is_lost(failure):
             raise failure from None
         raise UserError(
             f"could not write {folder / name}: {reason(failure)}; the state saved before is whole: free some space, "
             f"then go on with --resume"
         ) from error
-    own_files = sorted((folder / name).glob(f"__{ranks.number()}_*")) + [folder / name / ".metadata"] * ranks.is_first()
-    checksums = {file: checksum for own in ranks.gathered(checksums_of(own_files)) for file, checksum in own.items()}
+    own_files = sorted((folder / name).glob(f"__{team().number}_*")) + [folder / name / ".metadata"] * team().is_first
+    checksums = {file: checksum for own in team().gathered(checksums_of(own_files)) for file, checksum in own.items()}
     kept = {key: {k: v for k, v in moments.items() if not is_shared(v)} for key, moments in state.moments.items()}
     described = dataclasses.replace(
         state,
@@ -83,7 +84,7 @@ def write_shared_state(state: RunState, folder: Path) -> None:
         moments=kept,
         shards={"folder": name, "has_weights": bool(state.weights), "sha256": checksums},
     )
-    ranks.first_alone(lambda: name_the_folder(described, folder))
+    team().first(lambda: name_the_folder(described, folder))
 
 
 def name_the_folder(state: RunState, folder: Path) -> None:
@@ -111,7 +112,7 @@ def used_folder(folder: Path) -> str | None:
     return shards and shards["folder"]
 
 
-def shared_tensors(weights: dict[str, Tensor], moments: State) -> dict[str, Tensor]:
+def shared_tensors(weights: dict[str, Tensor], moments: Moments) -> dict[str, Tensor]:
     """By the names that the checkpoint has for them."""
     named = {f"weights/{name}": tensor for name, tensor in weights.items()}
     for name, by_key in moments.items():
@@ -124,18 +125,18 @@ def require_whole_shards(state: RunState, folder: Path) -> None:
     if not state.shards:
         return
     where, wanted = folder / state.shards["folder"], state.shards["sha256"]
-    own_names = sorted(wanted)[ranks.number() :: ranks.count()]
+    own_names = sorted(wanted)[team().number :: team().size]
     found = checksums_of([where / name for name in own_names])
     bad = [name for name in own_names if found.get(name) != wanted[name]]
-    bad = [name for names in ranks.gathered(bad) for name in names]
+    bad = [name for names in team().gathered(bad) for name in names]
     if bad:
-        raise (UserError if ranks.is_first() else ranks.SaidByFirst)(
+        raise (UserError if team().is_first else SaidByFirst)(
             f"{where / bad[0]} is damaged or missing; put a good copy back, or start again with --overwrite, or with "
             f"--start-phase from a finished model"
         )
 
 
-def read_shards(state: RunState, folder: Path, model: Transformer, moments: State) -> None:
+def read_shards(state: RunState, folder: Path, model: Transformer, moments: Moments) -> None:
     """Fills in what ranks have saved: the weights, where the state has them, and moments, laid out like their parameters.
 
     Raises:
@@ -162,7 +163,7 @@ def read_shards(state: RunState, folder: Path, model: Transformer, moments: Stat
             empty = torch.empty_like(parameters[name], dtype=about.properties.dtype, requires_grad=False)
             moments.setdefault(name, {})[moment[0]] = empty
     weights = model.state_dict() if state.shards["has_weights"] else {}
-    group = {"process_group": ranks.unhurried()} if ranks.count() > 1 else {"no_dist": True}
+    group = {"no_dist": True} if team().is_alone else {"process_group": team().unhurried}
     dcp.load(shared_tensors(weights, moments), storage_reader=reader, **group)
 
 
