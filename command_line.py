@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import difflib
 import os
 import sys
@@ -67,6 +68,18 @@ class Ending:
         print(line, file=sys.stderr)
 
 
+def as_it_came(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For a stream that has no letter for something, which must not end the program.
+
+    The bytes of a name that is no UTF-8 are written as they came, so that a command that is printed can be copied; for
+    anything else ? is shown.
+    """
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("replace")(error)
+
+
 def run_command(work: Callable[[], int | None], out_of_memory: str, stopped: str = "stopped") -> int:
     """Runs a command and returns its exit code; what goes wrong is told in one line, as `Ending` says."""
     return run_to_its_end(work, Ending(out_of_memory, stopped))
@@ -74,9 +87,9 @@ def run_command(work: Callable[[], int | None], out_of_memory: str, stopped: str
 
 def run_to_its_end(work: Callable[[], int | None], ending: Ending) -> int:
     """Runs `work` and returns the exit code: what it returns (None is 0), or that of its ending."""
+    codecs.register_error("as it came", as_it_came)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal without UTF-8 shows ? for what it has no letter for; that must not end the program.
-        stream.reconfigure(errors="replace")
+        stream.reconfigure(errors="as it came")
     try:
         code = work()
         sys.stdout.flush()

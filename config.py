@@ -88,7 +88,8 @@ class TrainingConfig:
     n_experts: int = 8
     """Experts per layer from phase 2 on (at least 1). Usual: 4 to 16."""
     top_k: int = 2
-    """Experts that each token uses (at least 1). Usual: 1 or 2."""
+    """Experts that each token uses (at least 1). Usual: 2. 1 is for a single expert: among several its gate would always
+    be 1, and the language loss would teach the router nothing."""
 
     # == Growth ==
     scale_factor: float = 2.0
@@ -197,6 +198,12 @@ class TrainingConfig:
             "accumulate",
             "but with memory 'lean' matrices move in the backward pass, before a second part could add its gradients; "
             "give --accumulate 1, or --memory full",
+        )
+        require(
+            self.top_k > 1 or self.n_experts <= 1,
+            "top_k",
+            "with which no router learns: gates are a softmax over the chosen logits, and over one it is always 1, so that "
+            "the language loss has no gradient there; give --top-k 2",
         )
         require(not (self.resume and self.overwrite), "overwrite", "which deletes the run that resume goes on with")
         if not problems:

@@ -91,6 +91,11 @@ def read_tensors(path: Path, map_location: str | torch.device = "cpu", mmap: boo
         raise DamagedFile(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
 
+def encoded(text: str) -> bytes:
+    """UTF-8, with ? for what that cannot hold: a file's name may be any bytes, and Python hands it out as surrogates."""
+    return text.encode("utf-8", "replace")
+
+
 def reason(error: Exception) -> str:
     """What an error says, in one line; of an error of the system what it says without the file."""
     return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:200]

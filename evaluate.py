@@ -21,7 +21,7 @@ from command_line import OneLineParser, run_command
 from config import UserError
 from data import mean_bytes_per_token
 from data.whole_text import read_whole_text
-from durable_files import replacing
+from durable_files import reason, replacing
 from inference.checkpoint import add_common_flags, latest_checkpoint, load_trained
 from inference.expert_words import MIN_COUNT, TokensOfExperts, table
 from inference.text_loss import measure_loss
@@ -95,6 +95,8 @@ def evaluate(given: argparse.Namespace) -> dict:
     _, model, encoding = load_trained(path, given.tokenizer, pick_device(given.device))
     text = read_whole_text(given.data, encoding, given.max_tokens)
     n_tokens = len(text.tokens)
+    if (text.tokens == encoding.eot_token).all():
+        raise UserError(f"of {text.description} the tokenizer of {path} makes no token; give another text")
     print(f"model  {path}: {summary(model.config)}")
     print(
         f"text   {text.description}: {'all of its' if text.is_whole else 'the first'} {n_tokens:,} tokens, "
@@ -125,24 +127,34 @@ def evaluate(given: argparse.Namespace) -> dict:
     print(f"bits per byte      {figures['bits_per_byte']:.3f}")
     print(f"tokens per second  {figures['tokens_per_second']:,.0f} ({figures['device']}, {figures['precision']})")
     if taken:
-        layers = taken.experts(encoding)
-        print(
-            f"\nExperts: their share of a layer's slots (each token has {taken.top_k}), and the words with the highest "
-            f"lift:\nhow many times as often as any token the expert takes this one. Counted: tokens that occur "
-            f"{MIN_COUNT}\ntimes or more, at each occurrence as an input; + has no space before it, ␣ is a space.\n"
-        )
-        print(table(layers))
-        figures["experts"] = [
-            [{"share": share, "words": [word._asdict() for word in words]} for share, words in experts]
-            for experts in layers
-        ]
+        try:
+            figures["experts"] = show_experts(taken, encoding)
+        except Exception as error:  # the figures above are complete without
+            print(f"⚠️ the experts' words are left out: {reason(error)}", file=sys.stderr)
     return figures
+
+
+def show_experts(taken: TokensOfExperts, encoding) -> list[list[dict]]:
+    """Prints each expert's share and words, and returns them by layer."""
+    layers = taken.experts(encoding)
+    print(
+        f"\nExperts: their share of a layer's slots (each token has {taken.top_k}), and the words with the highest "
+        f"lift:\nhow many times as often as any token the expert takes this one. Counted: tokens that occur "
+        f"{MIN_COUNT}\ntimes or more, at each occurrence as an input; + has no space before it, ␣ is a space.\n"
+    )
+    print(table(layers))
+    return [
+        [{"share": share, "words": [word._asdict() for word in words]} for share, words in experts]
+        for experts in layers
+    ]
 
 
 def write_json(path: Path, figures: dict) -> None:
     try:
         with replacing(path) as file:
-            file.write((json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+            text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+            # What of a name is no UTF-8 comes out as JSON's own escapes, from which a reader gets the name.
+            file.write(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"--json {path} cannot be written: {error.strerror}") from error
 

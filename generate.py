@@ -92,10 +92,12 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Sampling]:
 
 
 def encode_prompts(prompts: list[str], trained: Trained) -> list[list[int]]:
-    """Raises UserError for a prompt that the model's context has no room for."""
+    """Raises UserError for a prompt of which the tokenizer makes nothing, or that the model's context has no room for."""
     prompt_ids = [trained.encoding.encode_ordinary(prompt) for prompt in prompts]
     limit = trained.model.config.context_length
     for number, ids in enumerate(prompt_ids, 1):
+        if not ids:
+            raise UserError(f"--prompt {number} gives no token with the tokenizer of {trained.path}; give other words")
         if len(ids) > limit:
             raise UserError(f"--prompt {number} has {len(ids)} tokens, but {trained.path} reads {limit}; shorten it")
     return prompt_ids

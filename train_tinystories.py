@@ -24,10 +24,11 @@ from report.plot import plot_curves
 from run.boundary import cross_boundary
 from run.cli import parse_config
 from run.console import boundary_summary
+from run.decoration import decoration
 from run.ending import RunEnding
 from run.loop import train_phase
 from run.run import Run
-from run.start import plan_of, start_run
+from run.start import print_plan, start_run
 from run.stop import StopSignals
 from training.allocator import hand_out_large_blocks
 from training.ranks import team
@@ -74,15 +75,19 @@ def finish(run: Run, phase: Phase) -> None:
         skipped_steps=progress.skipped_steps,
         **losses,
     )
-    print(boundary_summary(losses, run.data.bytes_per_token))
+    with decoration("the boundary summary"):
+        print(boundary_summary(losses, run.data.bytes_per_token))
 
-    def write_files() -> None:
-        plot_curves(run.history.path, run.folder / PICTURE_NAME)
-        write_report(run.folder)
+    def write_files() -> list[str]:
+        with decoration(PICTURE_NAME):
+            plot_curves(run.history.path, run.folder / PICTURE_NAME)
+        with decoration(REPORT_NAME):
+            write_report(run.folder)
         run.forget_state()
+        return [name for name in (PICTURE_NAME, REPORT_NAME) if (run.folder / name).exists()]
 
-    team().first(write_files)
-    print(f"\nDone in {progress.seconds:.0f} s. Models, history, {PICTURE_NAME} and {REPORT_NAME} are in {run.folder}/")
+    *most, last = ["Models", "history", *team().first(write_files)]
+    print(f"\nDone in {progress.seconds:.0f} s. {', '.join(most)} and {last} are in {run.folder}/")
 
 
 def work(arguments: list[str] | None, ending: RunEnding) -> None:
@@ -90,7 +95,7 @@ def work(arguments: list[str] | None, ending: RunEnding) -> None:
     with StopSignals() as stop:
         ending.config, device, plan_only = parse_config(arguments)
         if plan_only:
-            print(plan_of(ending.config, device).table())
+            print_plan(ending.config, device)
             return
         with start_run(ending.config, device, stop) as run:
             ending.run = run

@@ -38,6 +38,7 @@ class StoryData:
     `bytes_per_token`: UTF-8 bytes of the validation stories per validation token, where
     end-of-text counts as a token of no bytes: nats / ln 2 / bytes_per_token = bits per byte.
     `shard`: windows shuffled together where the tokens are the beginning of a stream.
+    `heldout_batch`: the held-out windows are eval_batches of so many, whatever the batch size is by now.
     `summary`: source, tokenizer, counts, overlap and checksums, for the run's history.
     """
 
@@ -49,6 +50,7 @@ class StoryData:
     summary: dict
     config: TrainingConfig
     shard: int | None
+    heldout_batch: int
 
     def train_batch(self, step: int) -> torch.LongTensor:
         """int64 (batch_size, context_length + 1); depends on the config's seed and `step` alone."""
@@ -56,19 +58,25 @@ class StoryData:
         return batches.train_batch(self.train, c.seed, step, c.batch_size, c.context_length, self.shard)
 
     def heldout_batches(self) -> list[torch.LongTensor]:
-        """Up to eval_batches of int64 (batch_size, context_length + 1), the same ones every time."""
+        """Up to eval_batches × heldout_batch windows, the same ones every time: int64 (≤ batch_size, context_length + 1)."""
         c = self.config
-        return batches.heldout_batches(self.valid, c.eval_batches, c.batch_size, c.context_length)
+        found = batches.heldout_batches(self.valid, c.eval_batches, self.heldout_batch, c.context_length)
+        return list(torch.cat(found).split(c.batch_size))
 
 
-def load_data(config: TrainingConfig, say: Callable[[str], None] = print) -> StoryData:
+def load_data(
+    config: TrainingConfig, say: Callable[[str], None] = print, heldout_batch: int | None = None
+) -> StoryData:
     """Finds, cleans and tokenises the stories that `config` asks for.
 
     Tells through `say` where they come from and how many there are.
 
+    Args:
+        heldout_batch: the batch size with which the run was started, which decides what is held-out; None for a new one.
     Raises:
         UserError: the data or the tokenizer cannot be had, or is too small for a batch.
     """
+    heldout_batch = heldout_batch or config.batch_size
     if config.data in KEYWORDS and config.valid_data:
         raise UserError(
             f"valid_data is {config.valid_data!r}, but data is {config.data!r}, which brings its own held-out "
@@ -76,7 +84,7 @@ def load_data(config: TrainingConfig, say: Callable[[str], None] = print) -> Sto
         )
     if config.data in ("auto", "tinystories"):
         try:
-            return _tinystories(config, say)
+            return _tinystories(config, heldout_batch, say)
         except HubUnavailable as error:
             if config.data == "tinystories":
                 raise UserError(
@@ -90,10 +98,10 @@ def load_data(config: TrainingConfig, say: Callable[[str], None] = print) -> Sto
             if config.data == "tinystories" or config.tokenizer == "gpt2":
                 raise
             say(f"TinyStories cannot be tokenised, going on with the built-in stories: {error}")
-        return _builtin(config, say)
+        return _builtin(config, heldout_batch, say)
     if config.data == "builtin":
-        return _builtin(config, say)
-    return _local_files(config, say)
+        return _builtin(config, heldout_batch, say)
+    return _local_files(config, heldout_batch, say)
 
 
 def _given_tokenizer(config: TrainingConfig, auto: str) -> str:
@@ -101,14 +109,14 @@ def _given_tokenizer(config: TrainingConfig, auto: str) -> str:
     return find_tokenizer(auto if config.tokenizer == "auto" else config.tokenizer, config.checkpoint_dir)
 
 
-def _builtin(config: TrainingConfig, say) -> StoryData:
+def _builtin(config: TrainingConfig, heldout_batch: int, say) -> StoryData:
     given = _given_tokenizer(config, "builtin")
     name, encoding, source = tokenizer_name(given), load_tokenizer(given), builtin_source()
     tokens = load_or_build(Path(config.cache_dir), source, name, encoding, None, say)
-    return _story_data(config, source, name, encoding, tokens, None, say)
+    return _story_data(config, heldout_batch, source, name, encoding, tokens, None, say)
 
 
-def _local_files(config: TrainingConfig, say) -> StoryData:
+def _local_files(config: TrainingConfig, heldout_batch: int, say) -> StoryData:
     if not is_there(config.data):
         raise UserError(f"data is {config.data!r}, which is neither one of {', '.join(KEYWORDS)} nor an existing file")
     source = file_source(config.data, config.valid_data)
@@ -123,22 +131,22 @@ def _local_files(config: TrainingConfig, say) -> StoryData:
         encoding = load_tokenizer(given)
     name = tokenizer_name(given)
     tokens = load_or_build(Path(config.cache_dir), source, name, encoding, None, say)
-    need = _need(config)
+    need = _need(config, heldout_batch)
     if source.valid is None and len(tokens.valid) < need.valid:
         raise UserError(
             f"holding out one story in twenty of {source.description} leaves {len(tokens.valid):,} tokens, but "
             f"evaluation reads {need.valid:,}; give held-out stories with --valid-data, or lower "
             f"eval_batches, batch_size or context_length"
         )
-    return _story_data(config, source, name, encoding, tokens, None, say)
+    return _story_data(config, heldout_batch, source, name, encoding, tokens, None, say)
 
 
-def _tinystories(config: TrainingConfig, say) -> StoryData:
+def _tinystories(config: TrainingConfig, heldout_batch: int, say) -> StoryData:
     """Raises HubUnavailable, or TokenizerUnavailable."""
     given = _given_tokenizer(config, "gpt2")
     name = tokenizer_name(given)
     cache_dir = Path(config.cache_dir)
-    need = _need(config)
+    need = _need(config, heldout_batch)
     hub = TinyStoriesHub()
     source = hub.source()
     folder = cache_folder(cache_dir, source, name)
@@ -150,38 +158,41 @@ def _tinystories(config: TrainingConfig, say) -> StoryData:
     try:
         tokens = load_or_build(cache_dir, source, name, encoding, need, say)
     except HubUnavailable as error:
-        tokens = _fewer_tokens(folder, encoding, config)
+        tokens = _fewer_tokens(folder, encoding, config, heldout_batch)
         if tokens is None:
             raise
         # Real stories, some of them read again, serve the user better than the built-in ones.
         say(
             f"TinyStories could not be reached ({error}): going on with the {len(tokens.train):,} tokens fetched before."
         )
-    return _story_data(config, source, name, encoding, tokens, need, say)
+    return _story_data(config, heldout_batch, source, name, encoding, tokens, need, say)
 
 
-def _fewer_tokens(folder: Path, encoding: tiktoken.Encoding, config: TrainingConfig) -> TokenisedStories | None:
+def _fewer_tokens(
+    folder: Path, encoding: tiktoken.Encoding, config: TrainingConfig, heldout_batch: int
+) -> TokenisedStories | None:
     """An undamaged cache that has at least one batch of each kind, or None."""
     try:
         one_batch = TokenNeed(
             train=(config.batch_size + 1) * config.context_length,
-            valid=config.batch_size * (config.context_length + 1),
+            valid=heldout_batch * (config.context_length + 1),
         )
         return load_tokens(folder, encoding, one_batch)
     except CacheUnusable:
         return None
 
 
-def _need(config: TrainingConfig) -> TokenNeed:
+def _need(config: TrainingConfig, heldout_batch: int) -> TokenNeed:
     n_shards = -(-max(config.total_steps, 1) * config.batch_size // SHARD_WINDOWS)
     return TokenNeed(
         train=(n_shards * SHARD_WINDOWS + 1) * config.context_length,
-        valid=config.eval_batches * config.batch_size * (config.context_length + 1),
+        valid=config.eval_batches * heldout_batch * (config.context_length + 1),
     )
 
 
 def _story_data(
     config: TrainingConfig,
+    heldout_batch: int,
     source: StorySource,
     tokenizer_name: str,
     encoding: tiktoken.Encoding,
@@ -204,12 +215,15 @@ def _story_data(
         "overlap": tokens.overlap,
     }
     bytes_per_token = mean_bytes_per_token(valid, encoding, end_of_text)
-    data = StoryData(
-        train, valid, encoding, end_of_text, bytes_per_token, summary, config, SHARD_WINDOWS if need else None
-    )
+    if not bytes_per_token > 0:
+        raise UserError(
+            f"of the validation stories of {source.description} the tokenizer {tokenizer_name} makes no text"
+        )
+    shard = SHARD_WINDOWS if need else None
+    data = StoryData(train, valid, encoding, end_of_text, bytes_per_token, summary, config, shard, heldout_batch)
     # Too few tokens for a batch are an error of now, not of the first step.
     data.train_batch(0)
-    n_heldout = len(data.heldout_batches())
+    n_heldout = sum(map(len, data.heldout_batches()))
     say(f"Stories: {source.description}; tokenizer {tokenizer_name}; tokens in {tokens.folder}")
     for note in notes_of(encoding):
         say(f"The tokenizer {tokenizer_name}: {note}.")
@@ -221,8 +235,8 @@ def _story_data(
     )
     if len(train) < t.n_tokens or len(valid) < v.n_tokens:
         counts += f"; this run reads the first {len(train):,} and {len(valid):,} tokens"
-    if n_heldout < config.eval_batches:
-        counts += f"; validation has room for {n_heldout} of {config.eval_batches} batches"
+    if n_heldout < config.eval_batches * heldout_batch:
+        counts += f"; validation has room for {n_heldout // heldout_batch} of {config.eval_batches} batches"
     say(counts)
     return data
 

@@ -25,7 +25,7 @@ from command_line import OneLineParser, require_writable, run_command
 from config import ModelConfig, TrainingConfig, UserError
 from data.tokenizer import END_OF_TEXT, find_tokenizer, load_tokenizer, tokenizer_name
 from data.tokenizer_file import SUFFIX, as_tokenizer_json
-from durable_files import reason, sync, sync_folder
+from durable_files import encoded, reason, sync, sync_folder
 from hugging_face.gpt_neox import neox_config, neox_weights
 from hugging_face.hf_files import shape_in_file
 from hugging_face.llama import llama_config, llama_weights
@@ -92,7 +92,7 @@ def export(checkpoint: Path, out: Path, tokenizer: str | None = None) -> None:
             for name, values in texts.items():
                 (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             write_weights(weights(model), folder, as_matrices=config.is_llama)
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            (folder / "README.md").write_bytes(encoded(card))
             picture = checkpoint.with_name(PICTURE_NAME)
             if picture.is_file():
                 shutil.copyfile(picture, folder / PICTURE_NAME)

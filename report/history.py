@@ -7,7 +7,7 @@ run           versions, git commit, device, threads, precision, config, data, pa
 resumed       phase, step, changes: what a resumed run does otherwise than its `run` row says, and parameters as there;
               no row without changes, since such a run is the one that was never stopped
 step          phase, step (in the phase), loss (training batch, nats a token), lr, grad_norm,
-              tokens (seen in the whole run), flops (counted, of the whole run, trials included), seconds (since the
+              tokens (this run has seen), flops (counted, of this run, trials included), seconds (since the
               phase began); every `log_every` steps also memory_bytes (training.device.used_bytes), and of an MoE
               balance_loss, z_loss and expert_shares (one list per layer); `skipped` (true) where the step was not taken
 eval          phase, step, tokens, loss (held-out, nats a token), bits_per_byte
@@ -53,6 +53,10 @@ NEUTRAL = (
 )
 
 
+class HistoryFailed(UserError):
+    """A row could not be written: the run stops, as what it does next could not be told."""
+
+
 class Mirror(Protocol):
     """Shows elsewhere what is written to a history."""
 
@@ -95,7 +99,7 @@ class History:
             while unwritten:
                 unwritten = unwritten[self._file.write(unwritten) :]
         except OSError as error:
-            raise UserError(
+            raise HistoryFailed(
                 f"cannot write {self.path}: {error.strerror}; free some space, then go on with --resume"
             ) from error
         self.n_bytes, self.crc = self.n_bytes + len(line), crc

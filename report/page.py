@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from config import UserError
-from durable_files import reason, replacing
+from durable_files import encoded, reason, replacing
 from phases import PHASES, REPORT_NAME
 from report import details, numbers, overview
 from report.beside import set_beside
@@ -25,7 +25,7 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
         UserError: there is no history, it is damaged, or the page cannot be written.
     """
     try:
-        page = render(*(PastRun(each) for each in (folder, other) if each)).encode()
+        page = encoded(render(*(PastRun(each) for each in (folder, other) if each)))
     except UserError:
         raise
     except Exception as error:  # of rows that are other than this version writes them

@@ -85,7 +85,7 @@ class PastRun:
     def place_steps(self) -> None:
         rows, phase, before = self.events("step"), 0, 0.0
         if rows and rows[0]["phase"] > 1:
-            # It began with the model of another run, whose tokens and FLOPs count as its own.
+            # What had been counted before: nothing, or, in a history of an earlier version, the run that made its model.
             first, second = rows[0], rows[min(1, len(rows) - 1)]
             counted = {key: 2 * first[key] - second[key] for key in ("tokens", "flops") if key in first}
             self._ends[0] |= counted

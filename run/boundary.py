@@ -8,6 +8,7 @@ from config import UserError
 from models import Transformer
 from phases import Phase
 from run.console import jump_verdict
+from run.decoration import decoration
 from run.liveness_watch import record_liveness
 from run.records import continuation, sample_prompt
 from run.run import Run
@@ -44,7 +45,10 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
     if not abs(loss_after - loss_before) <= LARGEST_JUMP:
         loss_after, n_near_ties = without_near_ties(run, old_model, new_model, loss_after)
     jump = loss_after - loss_before
-    same_story, told = compare_stories(run, old_model, new_model) if config.sample_tokens else (None, "")
+    same_story, told = None, ""
+    if config.sample_tokens:
+        with decoration(f"the stories before and after growth to phase {to_phase}"):
+            same_story, told = compare_stories(run, old_model, new_model)
     results = run_checks(run, phase, old_model, new_model)
 
     print(
@@ -109,11 +113,12 @@ def without_near_ties(run: Run, old_model: Transformer, new_model: Transformer, 
         with recording(old_model) as old_logits:
             heldout_loss(old_model, [batch])
         with following(new_model, old_logits, origins, tolerance) as choices:
-            losses.append(heldout_loss(new_model, [batch]))
+            losses.append(len(batch) * heldout_loss(new_model, [batch]))
         n_near_ties += choices.n_turned
         n_faults += len(choices.faults(turned_share))
     n_near_ties, n_faults = (round(team().mean(n) * team().size) for n in (n_near_ties, n_faults))
-    return (loss, 0) if n_faults or not n_near_ties else (sum(losses) / len(losses), n_near_ties)
+    n_windows = sum(map(len, run.heldout))
+    return (loss, 0) if n_faults or not n_near_ties else (sum(losses) / n_windows, n_near_ties)
 
 
 def origins_between(old_model: Transformer, new_model: Transformer) -> list[int | None]:

@@ -6,6 +6,7 @@ from tqdm import tqdm
 
 from config import TrainingConfig
 from phases import PHASES, Phase
+from training.duration import seconds_of_phases
 from training.heldout import bits_per_byte
 from training.plan import Plan
 from training.ranks import team
@@ -35,6 +36,28 @@ def phase_header(phase: Phase, n_steps: int, plan: Plan, config: TrainingConfig)
             f"  Efficiency: {count.efficiency:.1%} active per forward pass",
         ]
     return "\n".join(lines + ["=" * 60])
+
+
+def duration_line(plan: Plan, config: TrainingConfig, begins_with: int, step: int = 0) -> str:
+    """About how long training will take on this device, which is timed now; not told where several ranks share the work.
+
+    Args:
+        begins_with, step: the number of the phase, and of the step in it, with which training begins.
+    """
+    if plan.machine.n_ranks > 1:
+        return "How long several ranks will take is not told"
+    n_steps = [0 if phase.number < begins_with else config.steps(phase.number) for phase in PHASES]
+    n_steps = [n - step * (phase.number == begins_with) for n, phase in zip(n_steps, PHASES)]
+    seconds = seconds_of_phases(plan, config, n_steps)
+    parts = ", ".join(f"phase {phase.number} {in_words(s)}" for phase, s in zip(PHASES, seconds) if s)
+    return f"About {in_words(sum(seconds))} of training, by timing this device now: {parts}"
+
+
+def in_words(seconds: float) -> str:
+    """A time to plan by: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def progress_bar(phase: Phase, first: int, n_steps: int) -> tqdm:

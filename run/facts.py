@@ -14,8 +14,13 @@ from config import ModelConfig
 from training.plan import Plan
 
 
-def facts(plan: Plan, start_model: ModelConfig | None = None) -> dict:
-    """By name, for the history and the saved state; `start_model` is the geometry of the model that was there."""
+def facts(plan: Plan, heldout_batch: int, start_model: ModelConfig | None = None) -> dict:
+    """By name, for the history and the saved state.
+
+    Args:
+        heldout_batch: the batch size with which the run was started: eval_batches of so many windows are held-out.
+        start_model: the geometry of the model that was there.
+    """
     machine = plan.machine
     device = machine.device
     return {
@@ -28,6 +33,7 @@ def facts(plan: Plan, start_model: ModelConfig | None = None) -> dict:
         "threads": torch.get_num_threads(),
         "precision": "bf16" if machine.compute_dtype else "fp32",
         "memory": "lean" if plan.is_lean else "full",
+        "heldout_batch": heldout_batch,
         **({"start_model": dataclasses.asdict(start_model)} if start_model else {}),
         **({"ranks": machine.n_ranks} if machine.n_ranks > 1 else {}),
     }

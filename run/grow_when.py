@@ -73,12 +73,20 @@ class Trials:
         self.n_steps = self.due_after[-1] if self.due_after else n_steps
 
     def say_grow(self, step: int, rate: float, model: Transformer, optimizers: list[torch.optim.Optimizer]) -> bool:
-        """Whether a trial was due after `step`, and growth pays; prints and records it, and why."""
-        if step + 1 not in self.due_after:
+        """Whether a trial was due after `step`, and growth pays; prints and records it, and why.
+
+        A signal ends a trial between two of its steps, and it is as if none had been made: a run that is saved then
+        makes it when it goes on.
+        """
+        if step + 1 not in self.due_after or step + 1 >= self.n_steps:
             return False
         run, moments = self.run, read_moments(model, optimizers)
+        flops = run.progress.flops
         with run.aside():
             trial = try_growth(run, model, moments, rate, lambda model: self.grow(self.phase.after, model))
+        if run.stop.is_asked:
+            run.progress.flops = flops
+            return False
         if trial is None:
             return False
         tqdm.write(f"  step {step:>4} | grow? {trial.reason}")
@@ -101,7 +109,7 @@ def try_growth(
 ) -> Trial | None:
     """Trains two copies, one of them grown, for equal compute; `model` and `moments` stay as they are.
 
-    None where the run is too young to afford a trial, or where growth changes nothing.
+    None where the run is too young to afford a trial, where growth changes nothing, and where a signal came.
     """
     config, progress = run.config, run.progress
     grown_geometry = run.plan.models[run.plan.models.index(model.config) + 1]
@@ -118,6 +126,9 @@ def try_growth(
         for step in range(round(flops / step_cost)):
             train_step(contender, optimizers, run.batch(progress.steps + step), rate, config)
             progress.flops += step_cost
+            run.stop.agree()
+            if run.stop.is_asked:
+                return math.nan
         return heldout_loss(contender, run.heldout)
 
     def train_grown() -> float:
@@ -126,5 +137,9 @@ def try_growth(
         return train(grown, grow_optimizer_state(moments, model.config, grown.config, config.grow_optimizer))
 
     loss_grown = train_grown()
+    if run.stop.is_asked:
+        return None
     loss_as_it_is = train(copy_of(model), copy.deepcopy(moments))
+    if run.stop.is_asked:
+        return None
     return team().agreed(Trial(flops, heldout_loss(model, run.heldout), loss_as_it_is, loss_grown))

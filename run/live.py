@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config import TrainingConfig, UserError
-from durable_files import reason
+from durable_files import encoded, reason
 
 # What is imported for a flag; what is installed for it has the flag's name.
 PACKAGES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
@@ -34,15 +34,21 @@ class Live:
     Args:
         rows: those in the history already, of a run that goes on.
     Raises:
-        UserError: a writer cannot begin.
+        UserError: a writer cannot begin, and the run is a new one; one that is under way goes on without it.
     """
 
     def __init__(self, config: TrainingConfig, folder: Path, rows: list[dict]):
         self.n_steps, self.phase, self.first_step = 0, 0, 0
         for row in rows:
             self.count(row)
-        makers = {"tensorboard": TensorBoard, "wandb": Wandb}
-        self.writers = {name: makers[name](config, folder, self.n_steps) for name in asked(config)}
+        self.writers = {}
+        for name in asked(config):
+            try:
+                self.writers[name] = MAKERS[name](config, folder, self.n_steps)
+            except (UserError, ImportError) as error:
+                if not config.resume:
+                    raise
+                let_go(name, error)
 
     def count(self, row: dict) -> int:
         """The row's step in the whole run, from 0."""
@@ -69,7 +75,11 @@ class Live:
             call(self.writers[name])
         except Exception as error:  # whatever breaks here, training goes on
             del self.writers[name]
-            tqdm.write(f"  ⚠️ {name}: {reason(error)}; the run goes on without it, the history has all")
+            let_go(name, error)
+
+
+def let_go(name: str, error: Exception) -> None:
+    tqdm.write(f"  ⚠️ {name}: {reason(error)}; the run goes on without it, the history has all")
 
 
 def asked(config: TrainingConfig) -> list[str]:
@@ -77,8 +87,8 @@ def asked(config: TrainingConfig) -> list[str]:
 
 
 def require_packages(config: TrainingConfig) -> None:
-    """Raises UserError where a package that a flag needs is not installed."""
-    for name in asked(config):
+    """Raises UserError where a package that a flag needs is not installed; a run that is under way does without."""
+    for name in asked(config) if not config.resume else ():
         try:
             importlib.import_module(PACKAGES[name])
         except ImportError as error:
@@ -133,8 +143,12 @@ class Wandb:
         is_known = config.resume and path.exists()
         run_id = path.read_text(encoding="utf-8").strip() if is_known else uuid.uuid4().hex[:16]
         try:
+            settings = {
+                name: encoded(value).decode() if isinstance(value, str) else value
+                for name, value in dataclasses.asdict(config).items()
+            }
             self.run = wandb.init(
-                project=WANDB_PROJECT, name=folder.name, dir=str(folder), config=dataclasses.asdict(config),
+                project=WANDB_PROJECT, name=encoded(folder.name).decode(), dir=str(folder), config=settings,
                 id=run_id, resume="allow",
             )  # fmt: skip
         except Exception as error:  # its own errors, and those of the network
@@ -154,3 +168,6 @@ class Wandb:
 
     def close(self) -> None:
         self.run.finish()
+
+
+MAKERS = {"tensorboard": TensorBoard, "wandb": Wandb}

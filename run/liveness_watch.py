@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from torch import Tensor
 from tqdm import tqdm
 
 from models import Transformer
 from phases import Phase
+from run.decoration import decoration
 from run.run import Run
 from run.run_state import RunState
 from transfer.gradient_coverage import GradientCoverage
@@ -34,6 +36,11 @@ class LivenessWatch:
             self.coverage = GradientCoverage(model, run.plan.models[phase.before.number - 1])
             if saved:
                 self.coverage.go_on_from(saved.coverage)
+
+    def before_step(self, tokens_BT: Tensor) -> None:
+        """Looks at the gradients of the first sequence of a batch: of all they would cost a step more for each."""
+        if self.coverage:
+            self.coverage.look_at_language_loss(tokens_BT[:1])
 
     def after_step(self, n_steps: int) -> None:
         """Once the phase has done `n_steps`."""
@@ -63,9 +70,10 @@ def record_liveness(
     run: Run, phase: Phase, model: Transformer, steps: int, coverage: GradientCoverage | None = None
 ) -> None:
     """Prints and records whether the clones of the boundary before `phase` have parted, after `steps` of training."""
-    with run.aside():
-        report = liveness_report(model, run.plan.models[phase.before.number - 1], run.heldout[0], coverage)
-    tqdm.write(f"  Liveness after {steps} steps of phase {phase.number}:")
-    for line in report.summary():
-        tqdm.write(f"  {line}")
-    run.history.write("liveness", phase=phase.number, steps=steps, **dataclasses.asdict(report))
+    with decoration(f"liveness after {steps} steps of phase {phase.number}"):
+        with run.aside():
+            report = liveness_report(model, run.plan.models[phase.before.number - 1], run.heldout[0], coverage)
+        tqdm.write(f"  Liveness after {steps} steps of phase {phase.number}:")
+        for line in report.summary():
+            tqdm.write(f"  {line}")
+        run.history.write("liveness", phase=phase.number, steps=steps, **dataclasses.asdict(report))

@@ -10,6 +10,7 @@ from config import TrainingConfig
 from models import Transformer, save_model
 from phases import Phase
 from run.console import phase_header, progress_bar
+from run.decoration import decoration
 from run.grow_when import Grow, Trials
 from run.liveness_watch import LivenessWatch
 from run.records import StepRows, record_heldout_loss, tell_story
@@ -62,10 +63,14 @@ def train_steps(
     first, rows = (saved.step, StepRows(run, phase, saved.rows)) if saved else (0, StepRows(run, phase))
     run.progress.begin_phase(saved.progress.phase_seconds if saved else 0.0)
 
-    step, last = first - 1, trials.n_steps - 1
+    n_done, last = first, trials.n_steps - 1
     with progress_bar(phase, first, trials.n_steps) as bar:
-        for step in range(first, trials.n_steps):
+        while n_done <= last and not trials.say_grow(n_done - 1, rate_at(n_done - 1), model, optimizers):
+            if run.stop.is_asked:  # heard in a trial
+                save_if_due(run, phase, n_done, model, optimizers, rows, liveness)
+            step = n_done
             rate, tokens_BT = rate_at(step), run.batch(run.progress.steps)
+            liveness.before_step(tokens_BT)
             loss, layers, grad_norm = train_step(model, optimizers, tokens_BT, rate, config)
             run.count_step(model.config)
             bar.update()
@@ -75,23 +80,28 @@ def train_steps(
                 rows.write()
             if (step + 1) % config.eval_every == 0 and step != last:
                 record_heldout_loss(run, phase, step, model)
-            liveness.after_step(step + 1)
-            if step != last and trials.say_grow(step, rate, model, optimizers):
-                break
-            save_if_due(run, phase, step + 1, model, optimizers, rows, liveness)
+            n_done += 1
+            liveness.after_step(n_done)
+            save_if_due(run, phase, n_done, model, optimizers, rows, liveness)
 
     rows.write()
-    liveness.after_last_step(step + 1)
-    return end_phase(run, phase, step, model, optimizers)
+    return end_phase(run, phase, n_done - 1, model, optimizers, liveness)
 
 
 def end_phase(
-    run: Run, phase: Phase, step: int, model: Transformer, optimizers: list[torch.optim.Optimizer]
+    run: Run,
+    phase: Phase,
+    step: int,
+    model: Transformer,
+    optimizers: list[torch.optim.Optimizer],
+    liveness: LivenessWatch,
 ) -> Moments:
-    """Measures, shows and saves the model with which the phase ends, `step` being its last; returns the moments."""
+    """Measures, saves and shows the model with which the phase ends, `step` being its last; returns the moments."""
     run.progress.losses[f"phase{phase.number}_final"] = record_heldout_loss(run, phase, step, model)
-    tell_story(run, phase, model)
     checksum = team().agreed(save_model(model, phase.path_in(run.folder)))
+    liveness.after_last_step(step + 1)
+    with decoration(f"the story after phase {phase.number}"):
+        tell_story(run, phase, model)
     moments = read_moments(model, optimizers)
     optimizers[0].leave_parameters()  # with lean memory a boundary's backward pass would move them
     save_after_phase(run, phase, checksum, moments)

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 class Progress:
     """Its fields are what is saved: a new counter is one field more.
 
-    flops: counted, trials of growth included. skipped_steps: see training/bad_steps.py.
+    steps: the number of the next training batch; a run that begins in a later phase leaves out the batches of those before.
+    tokens: that this run has trained on. flops: counted, of this run, trials of growth included. skipped_steps: see training/bad_steps.py.
     losses: held-out, in nats a token, by the names of the history's `summary` row.
     seconds: of the run, without the time between a stop and a resume; phase_seconds: of the present phase. Both as of the
         last `tick`.
     """
 
     steps: int = 0
+    tokens: int = 0
     flops: float = 0.0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
@@ -42,8 +44,9 @@ class Progress:
         self.phase_seconds += now - self._last_tick
         self._last_tick = now
 
-    def count_step(self, flops: float) -> None:
+    def count_step(self, tokens: int, flops: float) -> None:
         self.steps += 1
+        self.tokens += tokens
         self.flops += flops
         self.tick()
 

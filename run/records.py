@@ -112,8 +112,15 @@ def record_heldout_loss(run: Run, phase: Phase, step: int, model: Transformer) -
 
 
 def sample_prompt(run: Run) -> list[int]:
-    """Token ids of the fixed prompt, or of as much of its end as the context holds."""
-    return run.data.tokenizer.encode_ordinary(SAMPLE_PROMPT)[-run.config.context_length :]
+    """Token ids of the fixed prompt, or of as much of its end as the context holds.
+
+    Raises:
+        UserError: the tokenizer makes nothing of it.
+    """
+    ids = run.data.tokenizer.encode_ordinary(SAMPLE_PROMPT)[-run.config.context_length :]
+    if not ids:
+        raise UserError(f"the tokenizer makes no token of {SAMPLE_PROMPT!r}")
+    return ids
 
 
 def continuation(run: Run, model: Transformer) -> list[int]:

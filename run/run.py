@@ -73,11 +73,12 @@ class Run:
         return to_device(team().own_rows(self.data.train_batch(number), self.config.accumulate), self.device)
 
     def count_step(self, model: ModelConfig) -> None:
-        self.progress.count_step(step_flops(model, self.config.batch_size))
+        n_tokens = self.config.batch_size * self.config.context_length
+        self.progress.count_step(n_tokens, step_flops(model, self.config.batch_size))
 
     @property
     def tokens_seen(self) -> int:
-        return self.progress.steps * self.config.batch_size * self.config.context_length
+        return self.progress.tokens
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ from run.progress import Progress
 from transfer.optimizer_growth import Moments
 
 SHARD_FOLDERS = ("run_state.a", "run_state.b")  # of several ranks: see run/state_shards.py
-FORMAT = "bilateral-growth-run/3"
+FORMAT = "bilateral-growth-run/4"
 
 
 @dataclass
@@ -114,6 +114,8 @@ def read_saved_config(folder: Path) -> TrainingConfig:
     path = folder / STATE_NAME
     try:
         state = checked(path, torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+        if state.config.keys() != names_in(TrainingConfig):
+            raise of_another_version(path, "whose settings are others")
         config = TrainingConfig(**state.config)
         config.validate()
     except UserError:
@@ -124,13 +126,18 @@ def read_saved_config(folder: Path) -> TrainingConfig:
 
 
 def checked(path: Path, content: object) -> RunState:
-    """Raises UserError where `content` is not what this version writes."""
-    if isinstance(content, dict):
-        content.setdefault("shards", None)
-    is_ours = isinstance(content, dict) and content.pop("format", None) == FORMAT
-    if not is_ours or content.keys() != names_in(RunState) or content["progress"].keys() != names_in(Progress):
-        raise UserError(f"{path} is no run state of this version ({FORMAT}); start again with --overwrite")
-    return RunState(**content | {"progress": Progress(**content["progress"])})
+    """Raises UserError where `content` is not what this version writes: it is whole, and of another one or none."""
+    found = content.pop("format", None) if isinstance(content, dict) else None
+    content = {"shards": None, **content} if found == FORMAT else {}
+    progress = content.get("progress", {})
+    if content.keys() != names_in(RunState) or progress.keys() != names_in(Progress):
+        raise of_another_version(path, found)
+    return RunState(**content | {"progress": Progress(**progress)})
+
+
+def of_another_version(path: Path, found: object) -> UserError:
+    whose = f": another one wrote it ({found}); go on with that one, or" if isinstance(found, str) else ";"
+    return UserError(f"{path} is no run state of this version ({FORMAT}){whose} start again with --overwrite")
 
 
 def names_in(kind: type) -> set[str]:

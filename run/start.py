@@ -20,6 +20,7 @@ from durable_files import remove_leftovers
 from models import Transformer
 from phases import HISTORY_NAME, LAUNCHERS_NAME, PHASES, PICTURE_NAME, REPORT_NAME, STATE_NAME
 from report.history import History, NoHistory, require_history, verified_rows
+from run.console import duration_line
 from run.facts import facts
 from run.folder import find_earlier_run, require_writable, sole_run
 from run.live import Live, require_packages
@@ -31,7 +32,6 @@ from run.start_model import dense_of, keep_tokenizer, probable_dense, require_to
 from run.state_shards import lay_out, read_shards, require_whole_shards
 from run.stop import StopSignals
 from training.device import choose_precision
-from training.flops import step_flops
 from training.plan import Machine, Plan, make_plan, require_memory
 from training.ranks import team
 from training.torchrun import launcher, planned_count, together
@@ -65,12 +65,15 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
                 run.saver.wait()
 
 
-def plan_of(config: TrainingConfig, device: torch.device) -> Plan:
-    """The plan of a run that is not started: for the tokenizer that it will most probably have."""
+def print_plan(config: TrainingConfig, device: torch.device) -> None:
+    """What a run would take, and start nothing: for the tokenizer that it will most probably have."""
     compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
     start_model = start_geometry(config)
     dense = dense_of(start_model) if start_model else probable_dense(config)
-    return make_plan(config, dense, Machine.now(device, compute_dtype, planned_count()))
+    plan = make_plan(config, dense, Machine.now(device, compute_dtype, planned_count()))
+    print(plan.table())
+    if not plan.advice:
+        print(duration_line(plan, config, config.start_phase))
 
 
 @dataclass
@@ -105,7 +108,8 @@ def settle(config: TrainingConfig, device: torch.device, folder: Path) -> Settle
     if saved:
         require_whole_shards(saved, folder)
     decided = decided_before(saved, config, changes) if saved else config
-    data = team().in_turn(lambda: load_data(config))
+    heldout_batch = saved.facts["heldout_batch"] if saved else config.batch_size
+    data = team().in_turn(lambda: load_data(config, heldout_batch=heldout_batch))
     if start_model:
         require_tokenizer(start_model, data)
     stories = fingerprint(data)
@@ -144,9 +148,13 @@ def decided_before(saved: RunState, config: TrainingConfig, changes: dict) -> Tr
 
 def decide(settled: Settled, machine: Machine) -> Plan:
     """What each phase will be and take, printed. Raises UserError where that does not fit."""
+    config = settled.config
     plan = make_plan(settled.decided, settled.dense, dataclasses.replace(machine, compute_dtype=settled.compute_dtype))
     print(plan.table())
-    team().first(lambda: require_memory(plan, settled.config.ignore_memory_plan))
+    team().first(lambda: require_memory(plan, config.ignore_memory_plan))
+    at = settled.saved
+    begins_with, step = (at.phase + at.is_complete, 0 if at.is_complete else at.step) if at else (config.start_phase, 0)
+    print(duration_line(plan, config, begins_with, step))
     return plan
 
 
@@ -204,15 +212,16 @@ def open_folder(settled: Settled, new: RunState, launchers: list[str]) -> Histor
 def beginning(settled: Settled, plan: Plan) -> RunState:
     """Where a run that is not resumed begins: before its first step, or where `start_phase` says.
 
-    With a `start_phase` the phases before it count as done, so that training does not read their stories again.
+    With a `start_phase` the batches of the phases before it count as read, so that training does not read them again;
+    what those phases took counts for nothing, as another run has done it.
     """
     config = settled.config
-    state = RunState(dataclasses.asdict(config), settled.stories, facts(plan, settled.start_model))
+    state = RunState(
+        dataclasses.asdict(config), settled.stories, facts(plan, settled.data.heldout_batch, settled.start_model)
+    )
     for phase in PHASES[: config.start_phase - 1]:
         state.phase, state.is_complete = phase.number, True
-        n_steps, flops = config.steps(phase.number), step_flops(plan.models[phase.number - 1], config.batch_size)
-        state.progress.steps += n_steps
-        state.progress.flops += n_steps * flops
+        state.progress.steps += config.steps(phase.number)
     return state
 
 

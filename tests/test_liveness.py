@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from config import ModelConfig, UserError
+from config import PRESETS, ModelConfig, UserError
 from models import Transformer, count_parameters, next_token_loss
 from models.moe import Routing
 from test_growth_checks import lively_dense_model, lively_moe_model
+from training.step import prepare_training, train_step
 from transfer.gradient_coverage import BITS, GradientCoverage, n_set, packed, unpacked
 from transfer.growth_maps import GrowthMaps
 from transfer.liveness import (
@@ -192,6 +193,27 @@ def test_a_closed_coverage_looks_no_more_and_one_of_two_hooks_may_free_the_gradi
             parameter.add_(0.1)
     next_token_loss(new, TOKENS)[0].backward()
     assert coverage.never_touched_share() == share
+
+
+@pytest.mark.parametrize("is_lean", [False, True])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_a_router_that_only_the_balance_loss_moves_is_called_untouched(top_k, is_lean):
+    """With one expert a token its gate is a softmax over one logit: the language loss has no gradient there."""
+    dense = lively_dense_model(GEOMETRY)
+    moe = upcycle_to_moe(dense, n_experts=4, top_k=top_k)
+    coverage = GradientCoverage(moe, dense.config)
+    config = dataclasses.replace(PRESETS["tiny"], batch_size=4)
+    optimizers = prepare_training(moe, config, None, is_lean)
+    before = {name: value.clone() for name, value in moe.state_dict().items()}
+    coverage.look_at_language_loss(TOKENS[:1])
+    assert all(torch.equal(value, before[name]) for name, value in moe.state_dict().items()), "looking moves nothing"
+    assert all(parameter.grad is None for parameter in moe.parameters()) and not optimizers[0].state
+    for step in range(3):
+        coverage.look_at_language_loss(TOKENS[step : step + 1])
+        train_step(moe, optimizers, TOKENS[:4], 0.01, config)
+        coverage.steps += 1
+    assert not torch.equal(moe.blocks[0].mlp.router.weight, before["blocks.0.mlp.router.weight"]), "balance moves it"
+    assert coverage.never_touched_by_module()["router"] == (1 if top_k == 1 else 0)
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 1000])

@@ -48,7 +48,7 @@ def run(tmp_path, clock):
 
 
 def test_every_counter_is_saved_and_read_again(tmp_path):
-    counted = Progress(7, 2.5e9, 2, 1, {"phase1_final": 3.25}, 12.5, 4.5)
+    counted = Progress(7, 1792, 2.5e9, 2, 1, {"phase1_final": 3.25}, 12.5, 4.5)
     blank = dataclasses.asdict(Progress())
     assert all(value != blank[name] for name, value in dataclasses.asdict(counted).items()), "each is told apart"
     write_run_state(RunState({}, {}, {}, progress=counted), tmp_path)
@@ -65,7 +65,7 @@ def test_a_state_without_a_counter_or_of_another_format_is_refused_by_name(tmp_p
     with monkeypatch.context() as patch:
         patch.setattr("run.run_state.FORMAT", "bilateral-growth-run/2")
         write_run_state(state, tmp_path)
-    with pytest.raises(UserError, match=f"{STATE_NAME} is no run state of this version .bilateral-growth-run/3"):
+    with pytest.raises(UserError, match=f"{STATE_NAME} is no run state of this version .bilateral-growth-run/4"):
         read_run_state(tmp_path)
 
 
@@ -74,7 +74,7 @@ def test_clocks_run_on_through_a_stop_without_the_time_between(clock):
     clock.now += 5
     progress.begin_phase(progress.phase_seconds)
     clock.now += 2
-    progress.count_step(1e9)
+    progress.count_step(256, 1e9)
     assert (progress.seconds, progress.phase_seconds) == (57.0, 11.0)
 
 

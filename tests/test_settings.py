@@ -8,9 +8,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
-from config import SETTINGS, TrainingConfig, UserError
+from config import SETTINGS, ModelConfig, TrainingConfig, UserError
+from models import next_token_loss
 from settings import read_settings
+from test_growth_checks import lively_moe_model
 
 ROOT = Path(__file__).parent.parent
 BOUNDS = {
@@ -95,8 +98,23 @@ def page(fields: str, folder: Path, monkeypatch) -> type:
 
 def test_the_page_is_read_from_a_zip_file_and_without_docstrings(tmp_path):
     with zipfile.ZipFile(tmp_path / "code.zip", "w") as archive:
-        for name in ("config.py", "model_config.py", "settings.py"):
+        for name in ("config.py", "model_config.py", "phases.py", "settings.py"):
             archive.write(ROOT / name, name)
     code = "import sys; sys.path.insert(0, 'code.zip'); from config import SETTINGS; print(SETTINGS['seed'].bound)"
     result = subprocess.run([sys.executable, "-OO", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.stdout == "0 or more\n", result.stderr
+
+
+def test_a_router_that_could_not_learn_is_refused_with_the_reason():
+    with pytest.raises(UserError, match="top_k is 1, with which no router learns: .* give --top-k 2"):
+        TrainingConfig(top_k=1).validate()
+    TrainingConfig(top_k=1, n_experts=1).validate()
+    TrainingConfig(top_k=2).validate()
+    # What is said of it: the gradient of the language loss is exactly zero there, and not with two.
+    for top_k in (1, 2):
+        model = lively_moe_model(ModelConfig(101, 32, 2, 4, context_length=16)).requires_grad_(True)
+        for block in model.blocks:
+            block.mlp.top_k = top_k
+        next_token_loss(model, torch.randint(101, (4, 17), generator=torch.Generator().manual_seed(0)))[0].backward()
+        touched = [bool(block.mlp.router.weight.grad.any()) for block in model.blocks]
+        assert touched == [top_k == 2] * 2

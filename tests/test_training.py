@@ -297,7 +297,7 @@ def test_precision_is_chosen_by_timing_with_a_margin(monkeypatch):
     config = dataclasses.replace(TrainingConfig(), d_model=32, n_heads=2)
     for seconds_of_bf16, chosen in ((0.5, torch.bfloat16), (0.95, None), (2.0, None)):
         monkeypatch.setattr(
-            device_module, "seconds_per_step", lambda device, dtype, config, s=seconds_of_bf16: s if dtype else 1.0
+            device_module, "seconds_per_pass", lambda block, rows, device, dtype, s=seconds_of_bf16: s if dtype else 1.0
         )
         assert device_module.choose_precision(CPU, config, LARGEST, lambda line: None) == chosen
 

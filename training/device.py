@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from pathlib import Path
 
 import torch
 
 from config import ModelConfig, TrainingConfig, UserError
-from models import build_dense_model, next_token_loss
+from training.duration import seconds_per_pass
 from training.self_check import find_fault
 
 # A lower precision has to be this much faster to be taken: a run should not depend on a close race.
@@ -97,7 +96,9 @@ def choose_precision(
     if fault:
         say(f"{checked} ({device}, fp32; bf16 is not used: {fault})")
         return None
-    speedup = seconds_per_step(device, None, config) / seconds_per_step(device, torch.bfloat16, config)
+    block = dataclasses.replace(config.dense_geometry(512), n_layers=1, context_length=min(256, config.context_length))
+    fp32, bf16 = (seconds_per_pass(block, 2, device, dtype) for dtype in (None, torch.bfloat16))
+    speedup = fp32 / bf16
     take_bf16 = speedup >= WORTHWHILE_SPEEDUP
     chosen = "bf16" if take_bf16 else "fp32"
     say(f"{checked} ({device}); precision {chosen}: bf16 runs at {speedup:.2f}× the speed of fp32")
@@ -115,19 +116,3 @@ def used_bytes(device: torch.device) -> int | None:
         return torch.mps.driver_allocated_memory()
     pages = Path("/proc/self/statm")
     return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else None
-
-
-def seconds_per_step(device: torch.device, dtype: torch.dtype | None, config: TrainingConfig) -> float:
-    """Best of three forward and backward passes of one block at the run's width."""
-    n_tokens = min(256, config.context_length)
-    geometry = dataclasses.replace(config.dense_geometry(512), n_layers=1, context_length=n_tokens)
-    model = build_dense_model(geometry).to(device)
-    model.compute_dtype = dtype
-    tokens = torch.randint(512, (2, n_tokens + 1), generator=torch.Generator().manual_seed(0)).to(device)
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        next_token_loss(model, tokens)[0].backward()
-        model.embedding.weight.grad.sum().item()  # waits for the device
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])

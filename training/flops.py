@@ -12,21 +12,23 @@ from training.optimizer import muon_period
 
 @lru_cache
 def step_flops(model: ModelConfig, batch_size: int) -> float:
-    """FLOPs of one training step on batches of full contexts.
-
-    Six per active parameter and token (embedding and output matrix count once, as the latter), causal
-    attention's scores and sums, and Muon's iterations on all matrices that have their turn.
-    """
-    tokens = batch_size * model.context_length
-    looked_up = 0 if model.tied else model.vocab_size * model.d_model
-    network = (
-        6 * (count_parameters(model).active - looked_up) + 6 * model.n_layers * model.context_length * model.d_model
-    )
+    """FLOPs of one training step on batches of full contexts: the network's, and Muon's on all matrices in their turn."""
     d, mlps = model.d_model, max(model.n_experts, 1) / muon_period(model)
     n_parts = model.queries_per_kv + 2  # of the fused projection, see training/muon.py
     attention = n_parts * orthogonalising(model.n_kv_heads * model.head_dim, d) + orthogonalising(d, d)
     mlp = (3 if model.is_llama else 2) * orthogonalising(model.d_hidden, d)
-    return tokens * network + model.n_layers * (attention + mlps * mlp)
+    return network_flops(model, batch_size) + model.n_layers * (attention + mlps * mlp)
+
+
+def network_flops(model: ModelConfig, batch_size: int) -> float:
+    """Forward and backward pass: six per active parameter and token, and causal attention's scores and sums.
+
+    Embedding and output matrix count once, as the latter.
+    """
+    looked_up = 0 if model.tied else model.vocab_size * model.d_model
+    weights = 6 * (count_parameters(model).active - looked_up)
+    attention = 6 * model.n_layers * model.context_length * model.d_model
+    return batch_size * model.context_length * (weights + attention)
 
 
 def orthogonalising(n_rows: int, n_columns: int) -> float:

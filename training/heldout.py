@@ -13,13 +13,16 @@ from training.ranks import team
 
 @torch.no_grad()
 def heldout_loss(model: Transformer, batches: list[Tensor]) -> float:
-    """Mean cross-entropy in nats a token over batches (batch, time + 1), in the weights' precision.
+    """Mean cross-entropy in nats a token over batches (batch, time + 1), of any sizes, in the weights' precision.
 
-    Several processes share out the rows of each batch among them, and all get the mean.
+    Several processes share out the rows of each batch among them, if it has enough for each, and all get the mean.
     """
+    total = 0.0
     with exact_arithmetic(model):
-        losses = [next_token_loss(model, team().own_rows(batch).to(model.device))[0].item() for batch in batches]
-    return team().mean(sum(losses) / len(losses))
+        for batch in batches:
+            rows = batch if len(batch) % team().size else team().own_rows(batch)
+            total += len(batch) * next_token_loss(model, rows.to(model.device))[0].item()
+    return team().mean(total / sum(map(len, batches)))
 
 
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:

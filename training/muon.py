@@ -110,6 +110,8 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _clip_and_move(self, parameter: Tensor, group: dict, largest_norm: float) -> None:
+        if parameter.grad is None:  # a gradient to be looked at alone, see GradientCoverage
+            return
         norm = torch.linalg.vector_norm(parameter.grad)
         self.norms_in_backward.append(norm)
         whole_norm = self.state[parameter].get("whole_norm", norm)

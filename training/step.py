@@ -54,18 +54,24 @@ def train_step(
     muon, adamw = optimizers
     set_learning_rate(optimizers, rate)
 
-    losses, routings = [], []
-    for part_BT in tokens_BT.chunk(config.accumulate):
-        share = len(part_BT) / len(tokens_BT)
+    losses, routings, parts = [], [], tokens_BT.chunk(config.accumulate)
+    slots_of_batch = slots_of(model, parts) if len(parts) > 1 and config.balance_weight else []
+    shares = [len(part_BT) / len(tokens_BT) for part_BT in parts]
+    for part_BT, share in zip(parts, shares):
         # Forward: the language-model loss, and how the routers have shared out the tokens.
         own_loss, own_routing = next_token_loss(model, part_BT)
-        part_loss, routing = team().over_all(own_loss, own_routing)
+        part_loss, part_routing = team().over_all(own_loss, own_routing)
+        # Each part's balance loss has the counts of the whole batch: it is linear in the mean probabilities.
+        routing = [
+            of_part._replace(slots_per_expert_E=slots_E) for of_part, slots_E in zip(part_routing, slots_of_batch)
+        ]
+        routing = routing or part_routing
         # Backward. With lean memory matrices move meanwhile, each by its own gradient, if the loss is a number.
         take_if(torch.isfinite(part_loss), optimizers)
         total = own_loss + router_loss(routing, config.balance_weight, config.z_weight)
         (total * share).backward()
         losses.append(part_loss * share)
-        routings.append(routing)
+        routings.append(part_routing)
     loss = torch.stack(losses).sum()
 
     # Clip, by the norm of the whole gradient; and decide, on the device, whether this step is to be trusted.
@@ -79,16 +85,35 @@ def train_step(
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return loss, merged(routings), grad_norm
+    return loss, merged(routings, shares), grad_norm
 
 
-def merged(parts: list[list[Routing]]) -> list[LayerFigures]:
-    """The figures of each layer over all parts of a batch."""
-    return [
-        LayerFigures(
-            torch.stack([routing.slots_per_expert_E for routing in layer]).sum(0),
-            torch.stack([routing.load_balancing_loss.detach() for routing in layer]).mean(),
-            torch.stack([routing.z_loss.detach() for routing in layer]).mean(),
+@torch.no_grad()
+def slots_of(model: Transformer, parts: tuple[Tensor, ...]) -> list[Tensor]:
+    """How often each layer's experts are chosen in all parts of a batch, int64 (n_experts,); none for a dense model.
+
+    The balance loss of a batch is E · Σₑ fₑ Pₑ. Its Pₑ is a mean over parts, whose gradients add up; but each of those
+    gradients needs fₑ, the counts of all parts, before the first backward pass. So there is a forward pass of the blocks
+    more, a third of what they take, and nothing of it is kept.
+    """
+    if not model.config.is_moe:
+        return []
+    by_part = [model.hidden(part_BT[:, :-1])[1] for part_BT in parts]
+    model.rest()
+    slots = [sum(routing.slots_per_expert_E for routing in layer) for layer in zip(*by_part)]
+    own = [routing._replace(slots_per_expert_E=slots_E) for routing, slots_E in zip(by_part[0], slots)]
+    _, of_all = team().over_all(torch.zeros((), device=model.device), own)
+    return [routing.slots_per_expert_E for routing in of_all]
+
+
+def merged(parts: list[list[Routing]], shares: list[float]) -> list[LayerFigures]:
+    """The figures of each layer over all parts of a batch, of which they are such shares."""
+    figures = []
+    for layer in zip(*parts):
+        probability_E, z_loss = (
+            sum(share * getattr(routing, name).detach() for share, routing in zip(shares, layer))
+            for name in ("probability_E", "z_loss")
         )
-        for layer in zip(*parts)
-    ]
+        whole_batch = Routing(sum(routing.slots_per_expert_E for routing in layer), probability_E, z_loss)
+        figures.append(LayerFigures(whole_batch.slots_per_expert_E, whole_batch.load_balancing_loss, z_loss))
+    return figures

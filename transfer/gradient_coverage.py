@@ -2,10 +2,12 @@
 
     coverage = GradientCoverage(model, old_config)
     for tokens_BT in batches:
+        coverage.look_at_language_loss(tokens_BT[:1])
         …  # one step of training
         coverage.steps += 1
     coverage.never_touched_share()
 
+The language loss alone counts: a router that learns nothing of it still has the gradient of its balance loss.
 No step waits for the device: the bits stay there, and are counted there when somebody asks.
 """
 
@@ -20,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model_config import ModelConfig
-from models import Transformer
+from models import Transformer, next_token_loss
 from models.shards import is_shared, own, own_range, shared_as, whole
 from transfer.growth_maps import GrowthMaps
 
@@ -42,14 +44,15 @@ class GradientCoverage:
     nothing but rounding counts, and so do the equal gradients of locked clones. This finds what is
     cut off; the cosines find what moves without parting.
 
-    It looks at each gradient when the backward pass completes it, before hooks that are registered later
-    (and may free it), and holds one bit per new parameter, on the parameter's device. Where ranks share the model,
+    It looks at each gradient when a backward pass completes it, before hooks that are registered later
+    (and may free it), or at those of passes of its own, and holds one bit per new parameter, on the parameter's device. Where ranks share the model,
     each watches its own part; then all of them have to ask for the figures and the state.
     """
 
     def __init__(self, model: Transformer, old_config: ModelConfig):
         """Raises UserError where `model` is no growth of `old_config`."""
         self.steps = 0  # counted by whoever trains
+        self._model, self._looks, self._is_own_pass = model, True, False
         self._bits_8 = torch.tensor(BITS, dtype=torch.uint8, device=model.device)
         self._watched: dict[str, list[Watched]] = {}
         maps = maps_between(old_config, model.config)
@@ -63,9 +66,27 @@ class GradientCoverage:
             corner = (0,) if old is None else (1,) * (parameter.ndim - old.ndim) + tuple(old.shape)
             parts = [Watched.of(parameter, part) for part in outside_corner(parameter.shape, corner)]
             self._watched[name] = [part for part in parts if part.n_parameters]
-            if self._watched[name] and parameter.requires_grad:
-                look = partial(self.look, name)
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(look))
+            if parameter.requires_grad:
+                note = partial(self._note, name)
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(note))
+
+    def look_at_language_loss(self, tokens_BT: Tensor) -> None:
+        """Takes note of the gradients of the language loss alone, int64 (B, T + 1), one at a time; none of them is left.
+
+        From then on other backward passes are not looked at. Before a step, when there are no gradients yet.
+        """
+        self._looks = self._is_own_pass = True
+        try:
+            next_token_loss(self._model, tokens_BT)[0].backward()
+        finally:
+            self._looks = self._is_own_pass = False
+            self._model.zero_grad(set_to_none=True)
+
+    def _note(self, name: str, parameter: Tensor) -> None:
+        if self._looks:
+            self.look(name, parameter)
+        if self._is_own_pass:
+            parameter.grad = None  # no optimizer that moves in the backward pass may take it
 
     @torch.no_grad()
     def look(self, name: str, parameter: Tensor) -> None:

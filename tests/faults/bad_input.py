@@ -27,7 +27,7 @@ from training import device
 # One step a phase: a run that works does so within a second.
 TINY = (
     "--device cpu --preset tiny --tokenizer builtin --d-model 8 --n-heads 2 --n-layers 1 --extra-layers 1 --n-experts 2 "
-    "--top-k 1 --batch-size 2 --context-length 16 --steps-phase1 1 --steps-phase2 1 --steps-phase3 1 --eval-batches 1 "
+    "--top-k 2 --batch-size 2 --context-length 16 --steps-phase1 1 --steps-phase2 1 --steps-phase3 1 --eval-batches 1 "
     "--sample-tokens 2"
 ).split()
 # A run that would go on for ever works, too: it is asked to stop after so many steps.

@@ -1,6 +1,7 @@
 """--resume and --start-phase: what they go on with, what they refuse, and in which words."""
 
 import dataclasses
+import os
 import random
 import shutil
 import signal
@@ -15,7 +16,7 @@ from config import ModelConfig, TrainingConfig
 from models import load_model, save_model
 from phases import PHASES
 from report.history import NEUTRAL, read_history
-from run import loop, saver
+from run import grow_when, loop, saver
 from run.compare import same_model
 from run.resume import MAY_DIFFER_UNTIL
 from run.run_state import RunState, read_run_state
@@ -305,3 +306,32 @@ def test_trials_of_growth_are_resumed_as_well(shop, tmp_path):
     killed = shop.run(tmp_path / "killed", *auto, prepare=lambda: kill_points.patch("between_two_steps:9"))
     assert killed.code < 0 and resume(tmp_path / "killed").code == 0
     assert parted(tmp_path / "through", tmp_path / "killed") == []
+
+
+@pytest.mark.parametrize("nth", [1, 5, 12])
+def test_a_stop_signal_does_not_wait_for_a_trial_of_growth(nth, shop, tmp_path):
+    """It is heard between two steps of the trial, of the grown copy or of the plain one; resumed, the trial is made."""
+    auto = ["--grow-when", "auto", "--steps-phase1", "60", "--steps-phase2", "4", "--steps-phase3", "4"]
+    assert shop.run(tmp_path / "through", *auto).code == 0
+    rows = read_history(tmp_path / "through" / "training_history.jsonl")
+    (trial,) = [row for row in rows if row["event"] == "trial"][:1]
+    steps = tmp_path / "steps"
+
+    def stop_in_a_trial():
+        train, calls = grow_when.train_step, 0
+
+        def asked(*arguments):
+            nonlocal calls
+            calls += 1
+            steps.write_text(str(calls))
+            if calls == nth:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return train(*arguments)
+
+        grow_when.train_step = asked
+
+    stopped = shop.run(tmp_path / "stopped", *auto, "--save-every", "60", prepare=stop_in_a_trial)
+    assert stopped.code == 143 and f"after step {trial['step']} of phase 1, and saved" in stopped.err, stopped.err
+    assert int(steps.read_text()) == nth, "no step of the trial after the signal"
+    assert resume(tmp_path / "stopped").code == 0
+    assert parted(tmp_path / "through", tmp_path / "stopped") == []
