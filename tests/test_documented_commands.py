@@ -42,7 +42,7 @@ SMALL = {
 PLACEHOLDERS = {
     **{"IN": "checkpoints/moe_model_final.pt", "OUT": "new.pt"},
     **{"RUN_A": "checkpoints", "RUN_B": "stopped", "DIR": "checkpoints"},
-    **{"FOLDER": "neox", "EleutherAI/pythia-160m": "neox", "512": str(MODEL["context-length"])},
+    **{"FOLDER": "neox", "HuggingFaceTB/SmolLM2-135M": "neox", "512": str(MODEL["context-length"])},
 }
 # Too long to run, even made small, and where they are run; `python -m pytest` is running this.
 RUN_ELSEWHERE = {

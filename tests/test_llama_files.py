@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_export import FILES, exported_folder
 from test_import_hf import change_config, change_weights, run
+from test_tokenizer_file import llama as sentencepiece_tokenizer
 
 from config import ModelConfig, UserError
+from data.tokenizer import load_tokenizer
 from hugging_face import export, import_hf
 from hugging_face.llama import DEFAULTS, OTHER_DEFAULTS, from_llama_config, llama_config, llama_weights
 from models import count_parameters, load_model
@@ -389,6 +391,35 @@ def test_where_texts_end_otherwise_a_line_says_so(tmp_path, capsys):
     )
     assert run(folder, tmp_path / "out.pt") == 0
     assert "Texts end with id 4096 here; in transformers with <|im_end|> (id 4097)" in capsys.readouterr().out
+
+
+def test_a_model_with_sentencepieces_tokenizer_is_read_trained_on_and_opened_again(tmp_path, transformers):
+    """BPE with byte fallback, whose texts end with </s>, as of Llama, TinyLlama and Mistral."""
+    source = exported_folder(MODELS["dense"](), tmp_path)
+    sentencepiece_tokenizer(source / "tokenizer.json")
+    change_config(source, eos_token_id=2)
+    assert run(source, tmp_path / "dense_model.pt") == 0
+    assert export.main(["--checkpoint", str(tmp_path / "dense_model.pt"), "--out", str(tmp_path / "again")]) == 0
+    names = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert (
+        names["eos_token"] == "</s>"
+        and json.loads((tmp_path / "again" / "config.json").read_text())["eos_token_id"] == 2
+    )
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    ours = load_tokenizer(str(tmp_path / load_model(tmp_path / "dense_model.pt").config.tokenizer))
+    for text in ("Once upon a time, there was a girl.", "naïve café", "日本語 🙂"):
+        ids = ours.encode_ordinary(text)
+        assert theirs(text, add_special_tokens=False).input_ids == ids
+        assert theirs.decode(ids) == text and ours.decode(ids) == " " + text
+
+
+def test_a_tokenizer_that_loses_text_is_refused(tmp_path, capsys):
+    source = exported_folder(MODELS["dense"](), tmp_path)
+    sentencepiece_tokenizer(source / "tokenizer.json", byte_fallback=False)
+    change_config(source, eos_token_id=2)
+    assert run(source, tmp_path / "out.pt") == 2
+    error = capsys.readouterr().err
+    assert "loses text" in error and error.count("\n") == 1 and not (tmp_path / "out.pt").exists()
 
 
 def test_views_are_all_of_the_model_and_their_settings_map_there_and_back():

@@ -14,10 +14,12 @@ from models import Transformer, count_parameters, next_token_loss
 from models.shards import shared_dim
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training.optimizer import build_optimizers, is_matrix, read_moments, set_learning_rate, write_moments
+from transfer import verify_growth_mechanics
 from transfer.growth_maps import ZERO, AxisMap, GrowthMaps, block_origins
 from transfer.liveness import GradientCoverage, liveness_report
 from transfer.optimizer_growth import grow_optimizer_state, grown_gradient
 from transfer.probe import trace
+from transfer.rounding import rms
 from transfer.simple_growth import grown_parameter, scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
 from transfer.verify_growth_mechanics import (
@@ -267,6 +269,29 @@ def test_features_left_over_that_hold_the_mean(old):
 def test_a_value_that_is_no_number(old, grown):
     grown.blocks[0].mlp.down.weight[0, 0, 0] = float("nan")
     assert not check_functional_identity(old, grown)
+
+
+# --- massive activations
+
+
+@pytest.mark.parametrize("error, is_sound", [(1e4 * 2**-22, True), (1e4 * 2**-10, False)])
+def test_what_is_large_and_goes_again_leaves_its_rounding(error, is_sound, old, monkeypatch):
+    """Trained models write thousands to a few features and take them away in a late block: as if these did."""
+    grown = scale_bilaterally(old, 1.5, 0)
+
+    def seen(model, tokens):
+        found = trace(model, tokens)
+        for residual in found.residuals[:2]:
+            residual[:, 0, 5] += 1e4
+        found.residuals[2][:, 0, 5] += error * (model is grown)
+        return found
+
+    monkeypatch.setattr(verify_growth_mechanics, "trace", seen)
+    result = check_functional_identity(old, grown)
+    assert bool(result) == is_sound and ("first in block 2" in result.reason) == (not is_sound)
+    # Of the last residual alone that error is far more than rounding.
+    last = trace(old, TOKENS).residuals[2]
+    assert error / rms(last) > 1e-3
 
 
 # --- gradients and the optimizer

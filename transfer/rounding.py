@@ -1,6 +1,9 @@
 """What rounding alone leaves of an exact growth: drifts, and the largest that each dtype explains.
 
-A drift is the largest difference over the root mean square of what was expected.
+A drift is the largest difference over the root mean square of what was expected. Of a sum that goes on from block to
+block, as the residual stream does, rounding is relative to the largest that it has been, not to what is left: trained
+models write thousands to a few features in early blocks and take most of it away in late ones ("massive
+activations", Sun et al. 2024). There a drift is over the largest root mean square so far.
 """
 
 from __future__ import annotations
@@ -59,21 +62,21 @@ def rms(x: Tensor) -> Tensor:
     return x.square().mean().sqrt()
 
 
-def drift(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference over the root mean square of what was expected."""
+def drift(actual: Tensor, expected: Tensor, size: Tensor | None = None) -> float:
+    """Largest difference over `size`; None is the root mean square of what was expected."""
     if actual.shape != expected.shape:
         return math.inf
-    return _relative((actual - expected).abs().max(), expected)
+    return _relative((actual - expected).abs().max(), rms(expected) if size is None else size)
 
 
-def median_drift(actual: Tensor, expected: Tensor) -> float:
+def median_drift(actual: Tensor, expected: Tensor, size: Tensor | None = None) -> float:
     """The same for the median token, of (batch, time, …)."""
     if actual.shape != expected.shape:
         return math.inf
-    return _relative((actual - expected).abs().amax(-1).median(), expected)
+    return _relative((actual - expected).abs().amax(-1).median(), rms(expected) if size is None else size)
 
 
-def _relative(difference: Tensor, expected: Tensor) -> float:
-    found = (difference / rms(expected)).item()
+def _relative(difference: Tensor, size: Tensor) -> float:
+    found = (difference / size).item()
     # max() over layers would pass over a drift that is no number.
     return math.inf if math.isnan(found) else found

@@ -27,7 +27,7 @@ from transfer.clone_gradients import compare_clone_gradients
 from transfer.growth_maps import GrowthMaps
 from transfer.near_ties import RouterChoices, following
 from transfer.probe import probe_tokens, trace
-from transfer.rounding import drift, dtype_name, median_drift, precision_of
+from transfer.rounding import drift, dtype_name, median_drift, precision_of, rms
 
 ROPE_HINT = """In scale_bilaterally(), ensure:
       n_heads = old_model.blocks[0].attention.n_heads * scale_factor"""
@@ -205,12 +205,14 @@ def check_functional_identity(
         with torch.no_grad(), exact_arithmetic(old_model, new_model):
             old_loss, new_loss = (next_token_loss(model, tokens)[0].item() for model in (old_model, new_model))
     drifts = [("embedding", drift_of(new.embedded, maps.residual.written(old.embedded)))]
-    expected = old.embedded
+    expected = maps.residual.written(old.embedded)
+    size = rms(expected)
     for index, (origin, residual) in enumerate(zip(maps.block_origins, new.residuals)):
         # An identity block has to hand on what it was given: what the last old block made.
-        expected = expected if origin is None else old.residuals[origin]
+        expected = expected if origin is None else maps.residual.written(old.residuals[origin])
+        size = torch.maximum(size, rms(expected))
         name = f"block {index} " + ("(identity)" if origin is None else f"(old block {origin})")
-        drifts.append((name, drift_of(residual, maps.residual.written(expected))))
+        drifts.append((name, drift_of(residual, expected, size)))
     logit_difference, loss_difference = (new.logits - old.logits).abs().max().item(), abs(new_loss - old_loss)
     drifts += [("logits", drift_of(new.logits, old.logits)), ("loss", loss_difference)]
     for name, value in drifts[:-1]:
