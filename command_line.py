@@ -6,6 +6,8 @@ import argparse
 import codecs
 import difflib
 import os
+import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+import durable_files
 from settings import UserError
 
 LONGEST_LINE = 1200
@@ -24,6 +27,11 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     half = LONGEST_LINE // 2
     return text if len(text) <= LONGEST_LINE else f"{text[:half]} … {text[-half:]}"
+
+
+def quoted(text: object) -> str:
+    """An argument as it stands in a command that can be copied: for a POSIX shell or, on Windows, for its programs."""
+    return subprocess.list2cmdline([str(text)]) if durable_files.IS_WINDOWS else shlex.quote(str(text))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

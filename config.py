@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model_config import ModelConfig
-from phases import PHASES
+from phases import PHASES, phase_of
 from settings import UserError, read_settings
 
 # Times the factors of an optimizer it is still a number in fp32.
@@ -136,7 +136,7 @@ class TrainingConfig:
     """Peak learning rate of phase 3 (above 0). Usual: half of phase 2 or a little more."""
     warmup_steps: int = 5
     """Steps over which each phase rises to its peak (0 or more). It rises from zero, or from where the phase before
-    ended. Usual: 5 to 100."""
+    ended, for the first 40 % of the phase at the longest. Usual: 5 to 100."""
     final_lr_share: float = 0.1
     """Where the last 60 % of each phase fall to, as a share of its peak (between 0 and 1). They fall in a straight
     line; with grow_when auto phases 1 and 2 hold their peak. Usual: 0 to 0.3."""
@@ -246,14 +246,18 @@ class TrainingConfig:
     def steps(self, phase: int) -> int:
         return getattr(self, f"steps_phase{phase}")
 
+    def most_steps(self, phase: int) -> int:
+        """How many steps a phase may have: more than `steps` where trials of growth decide when it ends."""
+        is_open = self.grow_when == "auto" and phase_of(phase).after
+        return self.steps(phase) * (LONGEST_PHASE if is_open else 1)
+
     def learning_rate(self, phase: int) -> float:
         return getattr(self, f"lr_phase{phase}")
 
     @property
     def total_steps(self) -> int:
         """At most, where trials of growth decide."""
-        longest = LONGEST_PHASE if self.grow_when == "auto" else 1
-        return sum(self.steps(phase.number) * (longest if phase.after else 1) for phase in PHASES)
+        return sum(self.most_steps(phase.number) for phase in PHASES)
 
 
 SETTINGS = read_settings(TrainingConfig)

@@ -11,6 +11,8 @@ import hashlib
 import os
 import pickle
 import struct
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +23,7 @@ MARK = b"\nsha256\n"
 TRAILER_BYTES = len(MARK) + hashlib.sha256().digest_size
 READ_BYTES = 1 << 22
 TEMPORARY = ".tmp"
+IS_WINDOWS = os.name == "nt"
 
 
 class DamagedFile(Exception):
@@ -41,10 +44,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with temporary.open("wb") as file:
             yield file
             sync(file)
-        temporary.replace(path)
+        take_name(temporary, path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def take_name(temporary: Path, path: Path) -> None:
+    """Renames over `path`. On Windows that fails while any program has the old file open, a scanner for viruses say: there it
+    is tried for some seconds."""
+    for seconds in (0.01, 0.1, 1.0, 3.0) if IS_WINDOWS else ():
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    temporary.replace(path)
 
 
 def remove_leftovers(folder: Path, names: tuple[str, ...]) -> None:
@@ -136,16 +151,29 @@ class _HashingFile:
 def sync(file) -> None:
     """Returns when what was written to `file` is on the disk."""
     file.flush()
-    os.fsync(file.fileno())
+    sync_descriptor(file.fileno())
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """On a Mac fsync leaves it to the drive when it writes; F_FULLFSYNC does not. Not every file system there has that."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+        except OSError:
+            pass
+    os.fsync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
     """Returns when the names in `folder` are on the disk."""
-    if os.name != "posix":  # Windows cannot open folders
+    if IS_WINDOWS:  # which cannot open folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync_descriptor(descriptor)
     finally:
         os.close(descriptor)
 

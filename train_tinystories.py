@@ -47,8 +47,10 @@ def train(run: Run) -> None:
         if phase is not first:
             old, model = model, make_model(phase, model)
             cross_boundary(run, phase, old, model)
-            moments = grow_optimizer_state(moments, old.config, model.config, config.grow_optimizer)
-            del old
+            geometry = old.config
+            del old  # before the moments grow, which are as large
+            run.saver.wait()  # it may still be writing the old ones
+            moments = grow_optimizer_state(moments, geometry, model.config, config.grow_optimizer, frees=True)
         moments = train_phase(run, phase, model, moments, make_model)
 
     finish(run, phase)

@@ -110,6 +110,8 @@ def read_config(path: str | Path) -> ModelConfig:
         return ModelConfig(**checked(path, content)["config"])
     except UserError:
         raise
+    except TypeError as error:  # of another version: it is whole, and names what this one does not know
+        raise UserError(f"the geometry in {path} is of another version: {reason(error)}") from error
     except Exception as error:  # damage may show in any way
         raise damaged(path, DamagedFile("it cannot be read")) from error
 

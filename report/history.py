@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import time
 import zlib
@@ -38,6 +37,7 @@ from pathlib import Path
 from typing import Protocol
 
 from config import UserError
+from durable_files import sync
 from phases import HISTORY_NAME
 
 SEAL = re.compile(rb', "crc": "([0-9a-f]{8})"}\n$')
@@ -88,10 +88,8 @@ class History:
             raise UserError(f"cannot write {path}: {error.strerror}; choose another --checkpoint-dir") from error
 
     def write(self, event: str, **values) -> None:
-        # JSON has no NaN and no infinity; a failed check may have measured one.
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        row = {"event": event, "time": round(time.time(), 3), **finite}
-        text = json.dumps(row).encode()
+        row = {"event": event, "time": round(time.time(), 3), **finite(values)}
+        text = json.dumps(row, allow_nan=False).encode()
         crc = zlib.crc32(text, self.crc)
         line = text[:-1] + b', "crc": "%08x"}\n' % crc
         try:
@@ -108,12 +106,21 @@ class History:
 
     def sync(self) -> None:
         """Returns when every row is on the disk."""
-        os.fsync(self._file.fileno())
+        sync(self._file)
 
     def close(self) -> None:
         self._file.close()
         if self.mirror:
             self.mirror.close()
+
+
+def finite(value):
+    """With null for what is not finite, however deep it lies: JSON has no NaN, and a failed check may have measured one."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class NoHistory:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import shlex
 from dataclasses import dataclass
 
+from command_line import quoted
 from report.numbers import NONE, duration, exponent, gigabytes, is_number, millions, si
 from report.past_run import PastPhase, PastRun
 
@@ -60,7 +60,7 @@ def go_on(past: PastRun) -> str:
     """The command that goes on with a run that was stopped; empty for one that is complete, or has no state."""
     if past.summary or not past.can_resume:
         return ""
-    return f"python train_tinystories.py --resume --checkpoint-dir {shlex.quote(str(past.folder))}"
+    return f"python train_tinystories.py --resume --checkpoint-dir {quoted(past.folder)}"
 
 
 def story_of(past: PastRun) -> str:

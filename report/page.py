@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 
+from command_line import quoted
 from config import UserError
 from durable_files import encoded, reason, replacing
 from phases import PHASES, REPORT_NAME
@@ -57,7 +57,7 @@ def render(past: PastRun, other: PastRun | None = None) -> str:
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
         past=past,
         phases=PHASES,
-        folder=shlex.quote(str(past.folder)),
+        folder=quoted(past.folder),
         verdict=overview.verdict(past),
         tiles=overview.tiles(past),
         phase_rows=overview.phase_rows(past),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import sys
 from pathlib import Path
 
-from command_line import Ending, is_out_of_memory, one_line
+from command_line import Ending, is_out_of_memory, one_line, quoted
 from config import TrainingConfig, UserError
 from phases import STATE_NAME
 from run.resume import RunComplete, may_differ
@@ -59,7 +58,7 @@ class RunEnding(Ending):
 
 def resume_command(config: TrainingConfig) -> str:
     folder = config.checkpoint_dir
-    flag = "" if folder == TrainingConfig.checkpoint_dir else f" --checkpoint-dir {shlex.quote(folder)}"
+    flag = "" if folder == TrainingConfig.checkpoint_dir else f" --checkpoint-dir {quoted(folder)}"
     return f"{torchrun.launch_command()} train_tinystories.py --resume{flag}"
 
 

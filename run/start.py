@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import ModelConfig, TrainingConfig
+from config import ModelConfig, TrainingConfig, UserError
 from data import StoryData, load_data
 from data.fingerprint import fingerprint, require_same_stories
 from durable_files import remove_leftovers
@@ -109,7 +109,7 @@ def settle(config: TrainingConfig, device: torch.device, folder: Path) -> Settle
         require_whole_shards(saved, folder)
     decided = decided_before(saved, config, changes) if saved else config
     heldout_batch = saved.facts["heldout_batch"] if saved else config.batch_size
-    data = team().in_turn(lambda: load_data(config, heldout_batch=heldout_batch))
+    data = team().in_turn(lambda: stories_of(config, heldout_batch, bool(saved)))
     if start_model:
         require_tokenizer(start_model, data)
     stories = fingerprint(data)
@@ -125,6 +125,19 @@ def settle(config: TrainingConfig, device: torch.device, folder: Path) -> Settle
     return Settled(
         config, decided, folder, saved, changes, earlier_files, start_model, data, heldout, stories, dense, compute_dtype
     )  # fmt: skip
+
+
+def stories_of(config: TrainingConfig, heldout_batch: int, goes_on: bool) -> StoryData:
+    """Raises UserError where they cannot be had: they are no part of what a run saves."""
+    try:
+        return load_data(config, heldout_batch=heldout_batch)
+    except UserError as error:
+        if not goes_on:
+            raise
+        raise UserError(
+            f"{error}; the run goes on with the stories and the tokenizer that it began with: put them back, or say with "
+            f"--data, --valid-data and --tokenizer where they are now"
+        ) from error
 
 
 def look_into(

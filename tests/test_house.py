@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "phases": "",
     "durable_files": "",
     "settings": "",
-    "command_line": "settings",
+    "command_line": "durable_files settings",
     "model_config": "settings",
     "config": "model_config phases settings",
     "models": "config durable_files",

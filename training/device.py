@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from pathlib import Path
 
+import psutil
 import torch
 
 from config import ModelConfig, TrainingConfig, UserError
@@ -105,14 +104,13 @@ def choose_precision(
     return torch.bfloat16 if take_bf16 else None
 
 
-def used_bytes(device: torch.device) -> int | None:
+def used_bytes(device: torch.device) -> int:
     """The most that was allocated on CUDA so far; on MPS what is now; else what this process has in memory now.
 
-    None where the system does not say. It waits for no device.
+    It waits for no device.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    pages = Path("/proc/self/statm")
-    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else None
+    return psutil.Process().memory_info().rss

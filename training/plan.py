@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from config import ModelConfig, TrainingConfig, UserError
@@ -28,6 +28,8 @@ from training.optimizer import moment_bytes
 
 GB = 1e9
 PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
+# Copies of the largest matrix while it grows, or while a check compares its gradient's rows.
+ONE_AT_A_TIME = 3
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class PhaseMemory:
-    """Bytes that one phase takes while it trains, on each rank."""
+    """Bytes that one phase takes while it trains, or a boundary while the model grows, on each rank."""
 
     weights: float
     optimizer: float
@@ -57,8 +59,14 @@ class PhaseMemory:
     process: float
     trial: float = 0.0  # the next phase beside this one, with `grow_when = "auto"`
     is_lean: bool = False
+    into: int = 0  # of a boundary: the phase that it leads to
     adds_up: bool = True  # gradients and activations are there at once
     gathered: float = 0.0  # with several ranks: parameters and gradients that are whole at once
+
+    @property
+    def name(self) -> str:
+        """Of a boundary."""
+        return f"{self.into - 1}→{self.into} boundary"
 
     @property
     def peak(self) -> float:
@@ -80,6 +88,43 @@ def phase_memory(model: ModelConfig, tokens: int, machine: Machine, is_lean: boo
         adds_up=is_lean or machine.device.type == "cpu",
         gathered=gathered_bytes(model) if n_ranks > 1 else 0.0,
     )
+
+
+def boundary_memory(
+    old: ModelConfig, new: ModelConfig, into: int, tokens: int, machine: Machine, is_lean: bool
+) -> PhaseMemory:
+    """The memory of crossing into the phase `into`, in fp32, `tokens` of a held-out batch at once.
+
+    Both models and the old moments are there. Beside them is either one matrix, or stack of experts, with what is made of
+    it: its growth, noise, or the gradient in which a check compares clones; or a held-out batch on its way. The old
+    model is gone before the moments grow, one by one: no more than the phase that follows.
+    """
+    n_params = sum(count_parameters(model).total for model in (old, new)) / machine.n_ranks
+    largest = 4 * max(new.d_model * new.d_hidden * max(new.n_experts, 1), new.vocab_size * new.d_model)
+    return PhaseMemory(
+        weights=4 * n_params,
+        optimizer=moment_bytes(old, is_lean) / machine.n_ranks,
+        gradients=ONE_AT_A_TIME * largest,
+        activations=forward_bytes(new, tokens // machine.n_ranks, machine.device),
+        process=PROCESS_BYTES,
+        is_lean=is_lean,
+        into=into,
+        adds_up=False,
+        gathered=gathered_bytes(new) if machine.n_ranks > 1 else 0.0,
+    )
+
+
+def forward_bytes(model: ModelConfig, tokens: int, device: torch.device) -> float:
+    """What a forward pass without a backward pass takes, in bytes, in fp32.
+
+    Of one layer, in multiples of d_model: residuals, norm, and of the MLP 4 before and 4 after GELU, with its input and
+    output, top_k times where there are experts. Or, when the layers are done, logits and their softmax of a chunk.
+    """
+    copies = model.top_k if model.is_moe else 1
+    layer = 4 * tokens * model.d_model * (4 + 10 * copies)
+    if device.type == "mps":
+        layer = max(layer, 2 * 4 * tokens * model.n_heads * model.context_length)
+    return max(layer, 2 * 4 * min(tokens, tokens_per_chunk(device)) * model.vocab_size)
 
 
 def gathered_bytes(model: ModelConfig) -> float:
@@ -145,24 +190,20 @@ def available_bytes(device: torch.device) -> float:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    limits = [int(fields["MemAvailable"].split()[0]) * 1024]
+    limits = [psutil.virtual_memory().available]
     for limit in map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        if limit.exists() and (text := limit.read_text(encoding="utf-8").strip()).isdigit():
             limits.append(int(text))
     return min(limits)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Geometry, parameters and memory of each phase on a machine."""
+    """Geometry, parameters and memory of each phase on a machine, and the memory of the larger boundary."""
 
     models: tuple[ModelConfig, ...]
     counts: tuple[ParameterCount, ...]
-    memory: tuple[PhaseMemory, ...]
+    memory: tuple[PhaseMemory, ...]  # of all phases, then of the boundary
     machine: Machine
     advice: str  # empty where everything fits
 
@@ -183,6 +224,10 @@ class Plan:
             sizes = (memory.weights, memory.optimizer, memory.gradients, memory.activations, memory.peak)
             cells = [f"{n / 1e6:.2f} M" for n in (count.total, count.active)] + [f"{n / GB:.2f} GB" for n in sizes]
             lines.append(f"{f'{phase.number} {phase.short}':<13}{shape:<23}" + "".join(f"{cell:>12}" for cell in cells))
+        for memory in self.memory[len(self.models) :]:
+            sizes = (memory.weights, memory.optimizer, memory.gradients, memory.activations, memory.peak)
+            cells = ["", "", *(f"{n / GB:.2f} GB" for n in sizes)]
+            lines.append(f"{memory.name:<13}{'both models':<23}" + "".join(f"{cell:>12}" for cell in cells))
         lines.append(
             f"Vocabulary {self.models[0].vocab_size:,}, precision {'bf16' if machine.compute_dtype else 'fp32'}, "
             f"memory {'lean' if self.is_lean else 'full'}. "
@@ -195,7 +240,7 @@ class Plan:
 def memory_of_phases(
     config: TrainingConfig, dense: ModelConfig, machine: Machine, is_lean: bool
 ) -> tuple[PhaseMemory, ...]:
-    """The memory of all phases, what growth adds included; `dense` is the model of the first."""
+    """The memory of all phases, what growth adds included, and of the larger boundary; `dense` is the first's model."""
     models = config.geometries_from(dense)
     tokens = -(-config.batch_size // config.accumulate) * config.context_length
     memory = [phase_memory(model, tokens, machine, is_lean) for model in models]
@@ -206,7 +251,12 @@ def memory_of_phases(
         memory[i] = dataclasses.replace(memory[i], gradients=memory[i].gradients + watched)
         if config.grow_when == "auto":
             memory[i - 1] = dataclasses.replace(memory[i - 1], trial=memory[i].peak - PROCESS_BYTES)
-    return tuple(memory)
+    heldout = config.batch_size * config.context_length
+    boundaries = [
+        boundary_memory(models[i - 1], models[i], PHASES[i].number, heldout, machine, is_lean)
+        for i in range(1, len(models))
+    ]
+    return (*memory, *sorted(boundaries, key=lambda boundary: boundary.peak)[-1:])
 
 
 def choose_memory(config: TrainingConfig, dense: ModelConfig, machine: Machine) -> tuple[PhaseMemory, ...]:
@@ -226,8 +276,12 @@ def make_plan(config: TrainingConfig, dense: ModelConfig, machine: Machine) -> P
     models = config.geometries_from(dense)
     counts = tuple(count_parameters(model) for model in models)
     memory = choose_memory(config, dense, machine)
-    too_large = [number for number, m in enumerate(memory, 1) if m.peak > machine.available]
-    advice = f"Phase {too_large[0]} will not fit. {way_out(config, dense, machine)}" if too_large else ""
+    too_large = [
+        f"The {m.name}" if m.into else f"Phase {number}"
+        for number, m in enumerate(memory, 1)
+        if m.peak > machine.available
+    ]
+    advice = f"{too_large[0]} will not fit. {way_out(config, dense, machine)}" if too_large else ""
     return Plan(models, counts, memory, machine, advice)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 DECAY_SHARE = 0.6
 
 
@@ -13,9 +15,9 @@ def learning_rate(step: int, steps: int, start: float, peak: float, end: float, 
 
     Args:
         step: 0 to steps - 1.
-        warmup_steps: cut to half of the phase where the phase is short.
+        warmup_steps: cut where the phase is so short that it would fall before it has risen to its peak.
     """
-    warmup_steps = min(warmup_steps, steps // 2)
+    warmup_steps = min(warmup_steps, max(0, math.floor((1 - DECAY_SHARE) * steps - 1)))
     first = start + (peak - start) * min(1.0, (step + 1) / (warmup_steps + 1))
     last = end + (peak - end) * min(1.0, (steps - 1 - step) / (DECAY_SHARE * steps))
     return first if step < warmup_steps else last

@@ -31,37 +31,40 @@ Moments = dict[str, dict[str, Tensor]]
 POWERS = {"exp_avg": 1, "momentum_buffer": 1, "exp_avg_sq": 2}
 
 
-def grow_optimizer_state(state: Moments, old: ModelConfig, new: ModelConfig, way: str) -> Moments:
-    """The state with which training goes on after a boundary; the given one is untouched.
+def grow_optimizer_state(state: Moments, old: ModelConfig, new: ModelConfig, way: str, frees: bool = False) -> Moments:
+    """The state with which training goes on after a boundary; the given one is untouched, unless `frees`.
 
     Args:
         state: of the model with geometry `old`; parameters may be missing.
         new: geometry after upcycling, or after bilateral growth.
         way: "grown" maps all moments. "asymmetric" maps them, then zeroes those of all clones but the
             first (after SPARKLING, 2026), which parts the clones. "fresh" returns no state.
+        frees: takes each parameter's moments out of `state` when they have grown, so that old and new ones are never
+            all there at once.
     Raises:
         UserError: `new` is no growth of `old`.
         ValueError: an unknown `way`.
     """
     if way not in ("grown", "asymmetric", "fresh"):
         raise ValueError(f"unknown way to grow an optimizer's state: {way!r}")
+    take = state.pop if frees else state.get
     if way == "fresh":
+        if frees:
+            state.clear()
         return {}
+    only_first = way == "asymmetric"
+    grown = {}
     if new == old.upcycled(new.n_experts, new.top_k) and not old.is_moe:
-        return {
-            name: over_ranks(moments, upcycled_moments, name, new=new, only_first_expert=way == "asymmetric")
-            for name, moments in state.items()
-            if moments
-        }
+        for name in list(state):
+            if moments := take(name):
+                grown[name] = over_ranks(moments, upcycled_moments, name, new=new, only_first_expert=only_first)
+        return grown
     maps = GrowthMaps.between(old, new)
     with torch.device("meta"):
         names = [name for name, _ in Transformer(new).named_parameters()]
-    grown = {}
     for name in names:
-        old_name = maps.old_name(name)
-        if state.get(old_name):
-            only_first = way == "asymmetric"
-            grown[name] = over_ranks(state[old_name], grown_moments, name, maps=maps, only_first_copies=only_first)
+        if moments := take(maps.old_name(name), None):
+            grown[name] = over_ranks(moments, grown_moments, name, maps=maps, only_first_copies=only_first)
     return grown
 
 

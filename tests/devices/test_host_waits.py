@@ -65,7 +65,8 @@ def test_waits_of_a_step(kind, capability, dtype, of_step, of_layer, mode):
         for is_moe in (False, True):
             expected = {wait: 1 for wait in of_step}
             if is_moe:
-                expected |= {wait: CONFIG.n_layers * (2 if mode == "accumulate 2" else 1) for wait in of_layer}
+                # Each of two parts passes twice: their choices are counted before the first of them learns.
+                expected |= {wait: CONFIG.n_layers * (4 if mode == "accumulate 2" else 1) for wait in of_layer}
             assert waits_of_a_step(device, is_moe, dtype, mode) == expected
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gzip
 import io
 import json
 import os
@@ -19,7 +20,8 @@ import torch
 import train_tinystories
 from config import TrainingConfig
 from data.builtin_stories import builtin_split
-from data.tokenizer import END_OF_TEXT
+from data.tokenizer import END_OF_TEXT, load_tokenizer
+from data.tokenizer_file import as_tokenizer_json
 from run import loop
 from tests.faults.damage import redirected
 from training import device
@@ -39,6 +41,23 @@ WRONG = {
     float: ("many", "-1", "0", "1e308", "nan", "inf", "-inf", ""),
     str: ("", "-1", "0", "x" * 5000, "nan", "\x01", "café/…", "a\nb"),
     bool: ("yes",),
+}
+
+
+# By the beginning of their content: what people have, and what is no text of stories.
+NO_STORIES = {
+    "csv": b"id,text\n" + b'1,"Tom saw a dog, and it ran."\n' * 60,
+    "tsv": b"id\ttext\n" + b"1\tTom saw a dog.\n" * 60,
+    "json": json.dumps([{"text": "Tom saw a dog."}] * 60).encode(),
+    "html": b"<!DOCTYPE html><html><body>" + b"<p>Tom saw a dog.</p>" * 60,
+    "xml": b'<?xml version="1.0"?><stories>' + b"<s>Tom saw a dog.</s>" * 60,
+    "pdf": b"%PDF-1.7\n" + bytes(range(256)) * 8,
+    "png": b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8,
+    "zip": b"PK\x03\x04" + bytes(range(256)) * 8,
+    "npy": b"\x93NUMPY\x01\x00" + bytes(range(256)) * 8,
+    "arrow": b"ARROW1\x00\x00" + bytes(range(256)) * 8,
+    "bin": bytes(4096),
+    "utf32": ("Tom saw a dog. " * 60).encode("utf-32"),
 }
 
 
@@ -74,6 +93,15 @@ def story_files(folder: Path) -> dict[str, Path]:
         "binary.parquet": bytes(range(256)) * 40,
         "empty.parquet": b"",
         "magic.parquet": b"PAR1" + bytes(100) + b"PAR1",
+        # What is no text of stories, under a name that says so and under one that does not.
+        **{name: content for kind, content in NO_STORIES.items() for name in (f"a.{kind}", f"{kind}.txt")},
+        "good.txt.gz": gzip.compress(text.encode()),
+        "torn.txt.gz": gzip.compress(text.encode())[:200],
+        "good.jsonl.gz": gzip.compress("\n".join(json.dumps({"text": story}) for story in stories).encode()),
+        "bom.txt": b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(),
+        "inside.jsonl": json.dumps({"text": text}).encode() * 2,
+        "surrogate.jsonl": b'{"text": "Tom saw \\ud800 a dog."}\n' * 60,
+        os.fsdecode(b"caf\xe9.txt"): text.encode(),
     }
     paths = {"missing.txt": folder / "missing.txt", "folder": folder / "folder"}
     paths["folder"].mkdir()
@@ -81,6 +109,71 @@ def story_files(folder: Path) -> dict[str, Path]:
         paths[name] = folder / name
         paths[name].write_bytes(content)
     return paths
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Files that are no tokenizer, or one that loses text, gives it other ids each time, or ends stories by itself."""
+    good = json.loads(as_tokenizer_json(load_tokenizer("builtin"), END_OF_TEXT))
+
+    def changed(change) -> bytes:
+        content = json.loads(json.dumps(good))
+        change(content)
+        return json.dumps(content).encode()
+
+    def without_merges(content):
+        content["model"] |= {"merges": [], "vocab": {"a": 0, "b": 1, END_OF_TEXT: 2}}
+
+    contents = {
+        "good.json": json.dumps(good).encode(),
+        "empty.json": b"",
+        "torn.json": json.dumps(good).encode()[:5000],
+        "binary.json": bytes(range(256)) * 40,
+        "object.json": b"{}",
+        "list.json": b"[1, 2]",
+        "null.json": b"null",
+        "deep.json": b"[" * 100_000,
+        "dropout.json": changed(lambda content: content["model"].update(dropout=0.1)),
+        "letters.json": changed(without_merges),
+        "no_end.json": changed(lambda content: content.update(added_tokens=[])),
+        "not_special.json": changed(lambda content: [token.update(special=False) for token in content["added_tokens"]]),
+        "lowercase.json": changed(lambda content: content.update(normalizer={"type": "Lowercase"})),
+        "strip.json": changed(
+            lambda content: content.update(normalizer={"type": "Strip", "strip_left": True, "strip_right": True})
+        ),
+        "nothing.json": changed(
+            lambda content: content.update(
+                normalizer={"type": "Replace", "pattern": {"Regex": "[\\s\\S]"}, "content": ""}
+            )
+        ),
+        "no_decoder.json": changed(lambda content: content.update(decoder=None)),
+        "no_splits.json": changed(lambda content: content.update(pre_tokenizer=None)),
+        "truncation.json": changed(
+            lambda content: content.update(
+                truncation={"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+            )
+        ),
+        os.fsdecode(b"t\xf6kens.json"): json.dumps(good).encode(),
+    }
+    paths = [folder / "missing.json"]
+    for name, content in contents.items():
+        paths.append(folder / name)
+        paths[-1].write_bytes(content)
+    return paths
+
+
+def cases_of_tokenizers(folder: Path) -> list[tuple[str, ...]]:
+    """Every bad tokenizer with good stories, with those of a jsonl, and for a later phase whose model has another."""
+    folder.mkdir()
+    paths, stories = tokenizer_files(folder), story_files(folder)
+    cases = []
+    for path in paths:
+        cases += [("--tokenizer", str(path), "--data", str(stories[name])) for name in ("good.txt", "good.jsonl")]
+        cases.append(("--tokenizer", str(path), "--data", "builtin", "--cache-dir", str(folder / "own cache")))
+        for model in ("dense_model.pt", "moe_model_final.pt"):
+            cases.append(
+                ("--tokenizer", str(path), "--checkpoint-dir", placed(folder, path, model), "--start-phase", "2")
+            )
+    return cases
 
 
 def cases_of_files(folder: Path) -> list[tuple[str, ...]]:

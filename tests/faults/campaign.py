@@ -1,6 +1,6 @@
 """Everything that the tests in this folder do a selection of.   python -m tests.faults.campaign
 
-Kills at every named point and at random moments, truncations and flipped bits, mistakes. Prints what was done
+Kills at every named point and at random moments, truncations and flipped bits, mistakes, decorations that break. Prints what was done
 and what went wrong; exit code 0 if nothing did. Runs on one thread; how long it takes stands in
 docs/RELIABILITY.md.
 """
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from phases import HISTORY_NAME
 from run.run_state import read_run_state
-from tests.faults import bad_input, damage, kill_points
+from tests.faults import bad_input, damage, decorations, kill_points
 from tests.faults.kills import killed_after, killed_at
 from tests.faults.runs import Workshop
 from tests.faults.strategies import flags
@@ -49,11 +49,15 @@ def damaged_files(shop: Workshop, n_flips: int) -> tuple[int, list[str]]:
 
 
 def mistakes(folder: Path, n_drawn: int) -> tuple[int, list[str]]:
-    """Every field and every file with every wrong value, and `n_drawn` draws of several settings at once."""
+    """Every field, file and tokenizer with every wrong value, and `n_drawn` draws of several settings at once."""
     bad_input.story_files(folder)
     files = folder / "files"
     files.mkdir()
-    cases = [*bad_input.cases_of_fields(), *bad_input.cases_of_files(files)]
+    cases = [
+        *bad_input.cases_of_fields(),
+        *bad_input.cases_of_files(files),
+        *bad_input.cases_of_tokenizers(folder / "tokenizers"),
+    ]
     with bad_input.quick_runs():
         wrong = [problem for case in cases if (problem := bad_input.problem_with(folder, case))]
         n_seen = 0
@@ -75,9 +79,9 @@ def mistakes(folder: Path, n_drawn: int) -> tuple[int, list[str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--moments", type=int, default=120, help="random kills, beside the named points")
+    parser.add_argument("--moments", type=int, default=140, help="random kills, beside the named points")
     parser.add_argument("--flips", type=int, default=400, help="flipped bits in each file")
-    parser.add_argument("--draws", type=int, default=1000, help="configurations drawn by hypothesis")
+    parser.add_argument("--draws", type=int, default=1100, help="configurations drawn by hypothesis")
     given_ = parser.parse_args()
     failures: list[str] = []
 
@@ -98,6 +102,7 @@ def main() -> int:
         print(f"An undisturbed run takes {shop.seconds:.1f} s", flush=True)
         part("kills", lambda: kills(shop, given_.moments, say))
         part("truncations and flips", lambda: damaged_files(shop, given_.flips))
+        part("decorations that break", lambda: decorations.campaign(shop))
         (folder / "mistakes").mkdir()
         part("mistakes", lambda: mistakes(folder / "mistakes", given_.draws))
     return 1 if failures else 0

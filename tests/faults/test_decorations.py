@@ -10,41 +10,39 @@ import pytest
 
 import evaluate
 import generate
-import train_tinystories
 from data.tokenizer import load_tokenizer
 from data.whole_text import WholeText
 from inference import checkpoint
 from inference.expert_words import TokensOfExperts
 from phases import HISTORY_NAME, PHASES, PICTURE_NAME, REPORT_NAME, STATE_NAME
 from report.history import History, read_history
-from run import boundary, liveness_watch, loop, records
+from run import liveness_watch, loop, records
 from run.compare import same_model
 from tests.faults import kill_points
+from tests.faults.decorations import DECORATIONS, WARNING, problems_with
+from tests.faults.decorations import broken as breaking
 from tests.faults.runs import resume
 
-WARNING = "the run goes on without it"
+# How often a run of three phases says so, and what is missing afterwards.
+CONSEQUENCES = {
+    "the story": (3, "sample"),
+    "the story's tokens": (3, "sample"),
+    "the comparison of stories": (2, ""),
+    "liveness": (6, "liveness"),
+    "the summary": (1, ""),
+    "the picture": (1, PICTURE_NAME),
+    "the report": (1, REPORT_NAME),
+}
 
 
 def broken(*_, **__):
     raise ZeroDivisionError("it broke")
 
 
-# What breaks, how often a run of three phases says so, and what is missing afterwards.
-DECORATIONS = {
-    "the story": (lambda: setattr(loop, "tell_story", broken), 3, "sample"),
-    "a story of no tokens": (lambda: setattr(records, "continuation", broken), 3, "sample"),
-    "the comparison of stories": (lambda: setattr(boundary, "compare_stories", broken), 2, ""),
-    "liveness": (lambda: setattr(liveness_watch, "liveness_report", broken), 6, "liveness"),
-    "the summary": (lambda: setattr(train_tinystories, "boundary_summary", broken), 1, ""),
-    "the picture": (lambda: setattr(train_tinystories, "plot_curves", broken), 1, PICTURE_NAME),
-    "the report": (lambda: setattr(train_tinystories, "write_report", broken), 1, REPORT_NAME),
-}
-
-
 @pytest.mark.parametrize("name", DECORATIONS)
 def test_a_run_ends_well_although_this_breaks(name, shop, tmp_path):
-    breaks, times, missing = DECORATIONS[name]
-    outcome = shop.run(tmp_path / "run", prepare=breaks)
+    times, missing = CONSEQUENCES[name]
+    outcome = shop.run(tmp_path / "run", prepare=breaking(name, "a fault of ours"))
     assert outcome.code == 0, outcome.err
     lines = [line for line in outcome.out.splitlines() if WARNING in line]
     assert len(lines) == times and all("it broke" in line for line in lines), outcome.out
@@ -57,6 +55,11 @@ def test_a_run_ends_well_although_this_breaks(name, shop, tmp_path):
     assert (folder / REPORT_NAME).exists() is (missing != REPORT_NAME)
     if missing.endswith((".png", ".html")):
         assert missing not in outcome.out.splitlines()[-1], "nobody is sent to a file that is not there"
+
+
+@pytest.mark.parametrize("name, error", [("the story", "memory"), ("the report", "the disk"), ("liveness", "no text")])
+def test_it_may_break_in_any_way(name, error, shop, tmp_path):
+    assert problems_with(shop, name, error, tmp_path / "run") == []  # the campaign has all of them
 
 
 @pytest.mark.parametrize("where", ["tell_story", "liveness_report"])
