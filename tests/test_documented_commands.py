@@ -58,6 +58,7 @@ RUN_ELSEWHERE = {
     "benchmarks.memory": "tests/test_benchmarks.py",
     "benchmarks.moe_layer": "tests/test_benchmarks.py",
     "benchmarks.step_time": "tests/test_benchmarks.py",
+    "benchmarks.optimizer_cost": "tests/test_benchmarks.py",
     "benchmarks.gpu": "tests/test_benchmarks.py",
 }
 
