@@ -26,6 +26,13 @@ LATIN1 = b"caf\xe9 au lait"
 QUICK = "--steps-phase1 2 --steps-phase2 1 --steps-phase3 1 --sample-tokens 2".split()
 
 
+@pytest.fixture(autouse=True)
+def output_stays_here(capfd):
+    """Such a name cannot be sent from process to process, as pytest-xdist does with what a test printed."""
+    yield
+    capfd.readouterr()
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A folder of such a name; some systems have none."""
