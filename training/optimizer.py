@@ -27,7 +27,7 @@ ROUTER_SHARE = 0.05
 ROUTER_WIDTH = 128
 # A matrix moves once it has seen about so many tokens for each feature of its narrower side.
 TOKENS_A_FEATURE = 2.95
-# Momentum forgets half of a gradient in 13 steps: who moved more rarely would move without having seen it.
+# Momentum forgets half of a gradient in 13 steps: with longer turns much would be forgotten unseen.
 LONGEST_PERIOD = 10
 
 
