@@ -51,8 +51,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def take_name(temporary: Path, path: Path) -> None:
-    """Renames over `path`. On Windows that fails while any program has the old file open, a scanner for viruses say: there it
-    is tried for some seconds."""
+    """Renames over `path`.
+
+    On Windows that fails while any program has the old file open, a scanner for viruses say: there it is tried for some
+    seconds.
+    """
     for seconds in (0.01, 0.1, 1.0, 3.0) if IS_WINDOWS else ():
         try:
             temporary.replace(path)

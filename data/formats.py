@@ -71,10 +71,11 @@ def form_of(head: bytes, suffix: str, is_whole: bool, name: str) -> str:
     form = _json_form(text, suffix)
     if form:
         return form
+    is_parted = END_OF_TEXT in text
     what, text = None, text.replace(END_OF_TEXT, "\n")
     if _is_markup(text) or suffix in MARKUP_SUFFIXES:
         what = "markup (HTML or XML), whose tags would be told as text"
-    elif _is_table(text, is_whole) or suffix in TABLE_SUFFIXES:
+    elif _is_table(text, is_whole, is_parted) or suffix in TABLE_SUFFIXES:
         what = "a table (CSV or TSV), whose commas and quotes would be told as text"
     if what:
         raise UserError(f"{name} is {what}; {WHAT_WORKS}")
@@ -136,8 +137,11 @@ def _is_markup(text: str) -> bool:
     return 2 * n_closed >= n_lines and n_closed >= 3
 
 
-def _is_table(text: str, is_whole: bool) -> bool:
-    """Whether text is CSV or TSV: by the names of its columns, or because every row has the same number of fields."""
+def _is_table(text: str, is_whole: bool, is_parted: bool) -> bool:
+    """Whether text is CSV or TSV: by the names of its columns, or because every row has the same number of fields.
+
+    Stories that END_OF_TEXT parts (`is_parted`) are no rows: short ones may well have alike many signs.
+    """
     header = text.partition("\n")[0]
     for delimiter in "\t,;|":
         names = [name.strip('"').lower() for name in header.split(delimiter)]
@@ -153,6 +157,8 @@ def _is_table(text: str, is_whole: bool) -> bool:
                 return True
             if text.startswith('"') and '""' in text:
                 return True
+        elif is_parted:
+            continue
         elif delimiter == "\t":
             return True
         elif len(rows) > 2:

@@ -58,7 +58,7 @@ class StoryData:
         return batches.train_batch(self.train, c.seed, step, c.batch_size, c.context_length, self.shard)
 
     def heldout_batches(self) -> list[torch.LongTensor]:
-        """Up to eval_batches × heldout_batch windows, the same ones every time: int64 (≤ batch_size, context_length + 1)."""
+        """Up to eval_batches × heldout_batch windows, always the same: int64 (≤ batch_size, context_length + 1)."""
         c = self.config
         found = batches.heldout_batches(self.valid, c.eval_batches, self.heldout_batch, c.context_length)
         return list(torch.cat(found).split(c.batch_size))

@@ -80,11 +80,6 @@ def file_source(data: str, valid_data: str) -> StorySource:
     )
 
 
-def read_stories(path: Path) -> Iterator[str]:
-    """What is in one file, see `StoryFile.texts`."""
-    return story_file(path).texts()
-
-
 def _checked(given: str, setting: str) -> tuple[StoryFile, str]:
     """The file, and the checksum of its content: another text never passes for it, whatever its name, size and date."""
     try:
@@ -93,7 +88,7 @@ def _checked(given: str, setting: str) -> tuple[StoryFile, str]:
         else:
             path = Path(given).expanduser()
             kind = path.stat().st_mode
-            name, suffix = str(path.absolute()), None
+            name, suffix = str(path.absolute()), None  # None is the file's own
             if stat.S_ISDIR(kind):
                 raise UserError(f"{setting} is {given!r}, which is a folder; give one .txt, .jsonl or .parquet file")
             if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):
@@ -104,8 +99,9 @@ def _checked(given: str, setting: str) -> tuple[StoryFile, str]:
                     f"{setting} is {given!r}, which is a device; give a file, a pipe, or - for standard input"
                 )
             else:
-                path = path.resolve()
-                name = str(path)
+                # A link may have a name that says more than that of the file, as in the hub's cache.
+                name = str(path.resolve())
+                path = path if path.suffix else path.resolve()
         checksum = _checksum(path)
         if path.stat().st_size == 0:
             raise UserError(f"{setting} is {given!r}, which is empty (0 bytes); give a file with stories")

@@ -187,13 +187,6 @@ class TokenizerFile:
         texts = [text.encode("utf-8", "replace").decode() for text in texts]
         return [encoding.ids for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
-    def encode_single_token(self, token: str) -> int:
-        """Raises KeyError where there is no such token."""
-        number = self._tokenizer.token_to_id(token)
-        if number is None:
-            raise KeyError(token)
-        return number
-
     def decode(self, ids: list[int]) -> str:
         """The text of ids; those beyond the tokenizer's own, which a padded embedding can give, are nothing."""
         return b"".join(self.decode_single_token_bytes(number) for number in ids).decode("utf-8", "replace")

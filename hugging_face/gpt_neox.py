@@ -39,14 +39,6 @@ def neox_name(name: str) -> str:
     return name
 
 
-def our_name(name: str) -> str:
-    """Our name of a parameter of theirs."""
-    name = released_name(name)
-    for ours, theirs in NAMES.items():
-        name = name.replace(theirs, ours)
-    return name
-
-
 def released_name(name: str) -> str:
     """Their name of a parameter in released models; transformers 5 calls the output matrix otherwise in memory."""
     return name.replace("lm_head.", "embed_out.")

@@ -158,7 +158,8 @@ def from_llama_config(theirs: dict, context_length: int | None = None, tokenizer
     fields.require(
         fields["sliding_window"] is None or fields["sliding_window"] >= context_length,
         "sliding_window",
-        f"but attention here sees all {context_length:,} positions: give --context-length {fields['sliding_window']} or less",
+        f"but attention here sees all {context_length:,} positions: "
+        f"give --context-length {fields['sliding_window']} or less",
     )
     fields.require_sound()
     return ModelConfig(

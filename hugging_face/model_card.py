@@ -86,7 +86,8 @@ def figures(rows: list[dict], checkpoint: Path) -> list[str]:
         lines += [f"{run['data']['source']}; seed {run['config']['seed']}, {run['device']}, {run['precision']}.", ""]
     lines += ["| after phase | tokens | held-out loss (nats a token) | bits per byte |", "|---|---|---|---|"]
     lines += [
-        f"| {number}, {phase_of(number).kind} | {row['tokens']:,} | {number_text(row['loss'])} | {number_text(row['bits_per_byte'])} |"
+        f"| {number}, {phase_of(number).kind} | {row['tokens']:,} | {number_text(row['loss'])} | "
+        f"{number_text(row['bits_per_byte'])} |"
         for number, row in sorted(last.items())
     ]
     for row in rows:

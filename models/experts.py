@@ -77,7 +77,7 @@ def row_multiple(device: torch.device, dtype: torch.dtype) -> int:
     return ROW_MULTIPLE if device.type == "mps" or (device.type == "cpu" and dtype == torch.bfloat16) else 1
 
 
-class Run(NamedTuple):
+class RowGroup(NamedTuple):
     """Rows that are computed together: those of one expert, or those of all, with where each ends."""
 
     rows: slice
@@ -89,17 +89,19 @@ class Run(NamedTuple):
         return self.ends_E.diff(prepend=self.ends_E.new_zeros(1))
 
 
-def runs_of(slots: Slots, is_grouped: bool) -> list[Run]:
+def row_groups(slots: Slots, is_grouped: bool) -> list[RowGroup]:
     """Without experts that no row goes to: for a single token all others' weights would be cast for nothing.
 
     Experts one after another are what the host waits for a device for, once a layer and step.
     """
     if is_grouped:
-        return [Run(slice(None), slice(None), slots.ends_E.to(torch.int32))]
+        return [RowGroup(slice(None), slice(None), slots.ends_E.to(torch.int32))]
     ends = slots.ends_E.tolist()
     starts = [0, *ends]
     return [
-        Run(slice(start, end), expert, None) for expert, (start, end) in enumerate(zip(starts, ends)) if start < end
+        RowGroup(slice(start, end), expert, None)
+        for expert, (start, end) in enumerate(zip(starts, ends))
+        if start < end
     ]
 
 
@@ -137,11 +139,11 @@ class Experts(torch.autograd.Function):
         y_RD = x_ND.new_empty(len(slots.token_R), x_ND.shape[1])
         kept, ctx.is_gated = [], is_gated
         ctx.is_grouped = grouped_mm_serves(x_ND, w_down)
-        ctx.runs = runs_of(slots, ctx.is_grouped)
-        for run in ctx.runs:
-            hidden_RF = linear(x_ND.index_select(0, slots.token_R[run.rows]), w_up, b_up, run)
+        ctx.groups = row_groups(slots, ctx.is_grouped)
+        for group in ctx.groups:
+            hidden_RF = linear(x_ND.index_select(0, slots.token_R[group.rows]), w_up, b_up, group)
             unit_RA = activated(hidden_RF, is_gated)
-            y_RD[run.rows] = linear(unit_RA, w_down, b_down, run)
+            y_RD[group.rows] = linear(unit_RA, w_down, b_down, group)
             if keeps_hidden:
                 kept += [hidden_RF, unit_RA]
         ctx.save_for_backward(x_ND, y_RD, gate_Nk, w_up, b_up, w_down, b_down, *slots, *kept)
@@ -160,25 +162,25 @@ class Experts(torch.autograd.Function):
             torch.empty_like(weight) if is_wanted else None for weight, is_wanted in wanted
         )
         if not ctx.is_grouped:
-            for expert in set(range(len(w_up))) - {run.expert for run in ctx.runs}:
+            for expert in set(range(len(w_up))) - {group.expert for group in ctx.groups}:
                 for gradient in (dw_up, db_up, dw_down, db_down):
                     if gradient is not None:
                         gradient[expert].zero_()
-        for i, run in enumerate(ctx.runs):
-            token_R = slots.token_R[run.rows]
+        for i, group in enumerate(ctx.groups):
+            token_R = slots.token_R[group.rows]
             x_RD = x_ND.index_select(0, token_R)
             if kept:
                 hidden_RF, unit_RA = kept[2 * i : 2 * i + 2]
             else:
-                hidden_RF = linear(x_RD, w_up, b_up, run)
+                hidden_RF = linear(x_RD, w_up, b_up, group)
                 unit_RA = activated(hidden_RF, ctx.is_gated)
-            g_RD = dy_ND.index_select(0, token_R) * gate_R[run.rows, None].to(dy_ND.dtype)
-            d_unit_RA = product(g_RD, w_down, run)
-            gate_dgate_R[run.rows] = torch.linalg.vecdot(g_RD, y_RD[run.rows])
-            weight_gradients(dw_down, db_down, g_RD, unit_RA, run)
+            g_RD = dy_ND.index_select(0, token_R) * gate_R[group.rows, None].to(dy_ND.dtype)
+            d_unit_RA = product(g_RD, w_down, group)
+            gate_dgate_R[group.rows] = torch.linalg.vecdot(g_RD, y_RD[group.rows])
+            weight_gradients(dw_down, db_down, g_RD, unit_RA, group)
             d_hidden_RF = activated_backward(d_unit_RA, hidden_RF, ctx.is_gated)
-            weight_gradients(dw_up, db_up, d_hidden_RF, x_RD, run)
-            dx_RD[run.rows] = product(d_hidden_RF, w_up, run)
+            weight_gradients(dw_up, db_up, d_hidden_RF, x_RD, group)
+            dx_RD[group.rows] = product(d_hidden_RF, w_up, group)
         dx_ND = dx_RD.index_select(0, slots.row_Nk.flatten()).unflatten(0, gate_Nk.shape).sum(1)
         gate_dgate_Nk = gate_dgate_R[slots.row_Nk]
         d_logits_Nk = gate_dgate_Nk - gate_Nk * gate_dgate_Nk.sum(-1, keepdim=True)
@@ -191,54 +193,54 @@ def gated_sum(y_RD: Tensor, gate_Nk: Tensor, row_Nk: Tensor) -> Tensor:
     return (y_NkD * gate_Nk.unsqueeze(-1).to(y_RD.dtype)).sum(1)
 
 
-def product(x_RO: Tensor, weight_EOI: Tensor, run: Run) -> Tensor:
+def product(x_RO: Tensor, weight_EOI: Tensor, group: RowGroup) -> Tensor:
     """Each row times the matrix of its expert, (R, out) → (R, in)."""
-    weight = weight_EOI[run.expert].to(x_RO.dtype)
-    return x_RO @ weight if run.ends_E is None else F.grouped_mm(x_RO, weight, offs=run.ends_E)
+    weight = weight_EOI[group.expert].to(x_RO.dtype)
+    return x_RO @ weight if group.ends_E is None else F.grouped_mm(x_RO, weight, offs=group.ends_E)
 
 
-def linear(x_RI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, run: Run) -> Tensor:
+def linear(x_RI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, group: RowGroup) -> Tensor:
     """Each row through the linear layer of its expert, (R, in) → (R, out)."""
-    weight = weight_EOI[run.expert].to(x_RI.dtype)
-    bias = None if bias_EO is None else bias_rows(bias_EO, x_RI, run)
-    if run.ends_E is None:
+    weight = weight_EOI[group.expert].to(x_RI.dtype)
+    bias = None if bias_EO is None else bias_rows(bias_EO, x_RI, group)
+    if group.ends_E is None:
         return F.linear(x_RI, weight, bias)
-    y_RO = F.grouped_mm(x_RI, weight.mT, offs=run.ends_E)
+    y_RO = F.grouped_mm(x_RI, weight.mT, offs=group.ends_E)
     return y_RO if bias is None else y_RO + bias
 
 
-def bias_rows(bias_EO: Tensor, like_RI: Tensor, run: Run) -> Tensor:
+def bias_rows(bias_EO: Tensor, like_RI: Tensor, group: RowGroup) -> Tensor:
     """Each row's bias, (R, out) or, where all rows have the same, (out,)."""
-    bias = bias_EO[run.expert].to(like_RI.dtype)
-    if run.ends_E is None:
+    bias = bias_EO[group.expert].to(like_RI.dtype)
+    if group.ends_E is None:
         return bias
-    return bias.repeat_interleave(run.rows_per_expert_E, 0, output_size=len(like_RI))
+    return bias.repeat_interleave(group.rows_per_expert_E, 0, output_size=len(like_RI))
 
 
-def weight_gradients(dw_EOI: Tensor | None, db_EO: Tensor | None, dy_RO: Tensor, x_RI: Tensor, run: Run) -> None:
-    """Fills in the gradients of a run's weights and biases, those that are wanted."""
+def weight_gradients(dw_EOI: Tensor | None, db_EO: Tensor | None, dy_RO: Tensor, x_RI: Tensor, group: RowGroup) -> None:
+    """Fills in the gradients of a group's weights and biases, those that are wanted."""
     if dw_EOI is not None:
-        weight_gradient(dw_EOI, dy_RO, x_RI, run)
+        weight_gradient(dw_EOI, dy_RO, x_RI, group)
     if db_EO is not None:
-        bias_gradient(db_EO, dy_RO, run)
+        bias_gradient(db_EO, dy_RO, group)
 
 
-def weight_gradient(dw_EOI: Tensor, dy_RO: Tensor, x_RI: Tensor, run: Run) -> None:
-    if run.ends_E is not None:
+def weight_gradient(dw_EOI: Tensor, dy_RO: Tensor, x_RI: Tensor, group: RowGroup) -> None:
+    if group.ends_E is not None:
         # On cards of capability 10 the kernel leaves anything in the gradients of experts without rows (pytorch #172439).
-        is_idle_E11 = (run.rows_per_expert_E == 0)[:, None, None]
-        dw_EOI.copy_(F.grouped_mm(dy_RO.mT, x_RI, offs=run.ends_E).masked_fill_(is_idle_E11, 0))
+        is_idle_E11 = (group.rows_per_expert_E == 0)[:, None, None]
+        dw_EOI.copy_(F.grouped_mm(dy_RO.mT, x_RI, offs=group.ends_E).masked_fill_(is_idle_E11, 0))
     else:
-        product_into(dw_EOI[run.expert], dy_RO.mT, x_RI)
+        product_into(dw_EOI[group.expert], dy_RO.mT, x_RI)
 
 
-def bias_gradient(db_EO: Tensor, dy_RO: Tensor, run: Run) -> None:
-    if run.ends_E is None:
-        db_EO[run.expert] = dy_RO.sum(0)
+def bias_gradient(db_EO: Tensor, dy_RO: Tensor, group: RowGroup) -> None:
+    if group.ends_E is None:
+        db_EO[group.expert] = dy_RO.sum(0)
     else:
         # A product with each row's one-hot expert: to add up the rows of an index is a slow scatter.
         rows_R, experts_E = (torch.arange(n, device=dy_RO.device) for n in (len(dy_RO), len(db_EO)))
-        is_expert_ER = torch.searchsorted(run.ends_E, rows_R, right=True, out_int32=True) == experts_E[:, None]
+        is_expert_ER = torch.searchsorted(group.ends_E, rows_R, right=True, out_int32=True) == experts_E[:, None]
         db_EO.copy_(is_expert_ER.to(dy_RO.dtype) @ dy_RO)
 
 

@@ -41,7 +41,7 @@ class Routing(NamedTuple):
 
 
 class StackedLinear(nn.Module):
-    """The parameters of one linear layer per expert, a stack of those of `linear`: weight (E, …, out, in), bias (E, out)."""
+    """The parameters of one linear layer per expert: stacks of those of `linear`, (E, …, out, in) and (E, out)."""
 
     def __init__(self, n_experts: int, linear: nn.Linear):
         super().__init__()

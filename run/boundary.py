@@ -84,12 +84,7 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
             **result.figures,
         )
 
-    failed = [f"{result.name} ({result.reason})" for result in results if not result]
-    if not abs(jump) <= LARGEST_JUMP:
-        failed.append(f"jump ({jump:+.1e} nats, allowed {LARGEST_JUMP:.0e})")
-    if same_story is False:
-        failed.append("story (the grown model tells another one)")
-    failed = team().agreed(failed)
+    failed = team().agreed(failures(results, jump, same_story))
     if failed and not config.ignore_failed_checks:
         raise GrowthCheckFailed(
             f"growth checks failed before phase {to_phase}: {'; '.join(failed)}. "
@@ -98,6 +93,16 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
     if failed:
         print(f"  ⚠️ going on although these failed: {'; '.join(failed)}")
     record_liveness(run, phase, new_model, steps=0)
+
+
+def failures(results: list[CheckResult], jump: float, same_story: bool | None) -> list[str]:
+    """What says that growth changed the function, and why."""
+    failed = [f"{result.name} ({result.reason})" for result in results if not result]
+    if not abs(jump) <= LARGEST_JUMP:
+        failed.append(f"jump ({jump:+.1e} nats, allowed {LARGEST_JUMP:.0e})")
+    if same_story is False:
+        failed.append("story (the grown model tells another one)")
+    return failed
 
 
 def without_near_ties(run: Run, old_model: Transformer, new_model: Transformer, loss: float) -> tuple[float, int]:

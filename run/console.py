@@ -47,7 +47,8 @@ def duration_line(plan: Plan, config: TrainingConfig, begins_with: int, step: in
     if plan.machine.n_ranks > 1:
         return "How long several ranks will take is not told"
     n_steps = [0 if phase.number < begins_with else config.steps(phase.number) for phase in PHASES]
-    n_steps = [n - step * (phase.number == begins_with) for n, phase in zip(n_steps, PHASES)]
+    # A phase that trials of growth end may have outlasted its steps.
+    n_steps = [max(0, n - step * (phase.number == begins_with)) for n, phase in zip(n_steps, PHASES)]
     seconds = seconds_of_phases(plan, config, n_steps)
     parts = ", ".join(f"phase {phase.number} {in_words(s)}" for phase, s in zip(PHASES, seconds) if s)
     return f"About {in_words(sum(seconds))} of training, by timing this device now: {parts}"

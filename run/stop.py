@@ -11,7 +11,10 @@ from training.ranks import team
 
 
 class Stopped(BaseException):
-    """A signal asked the run to end; the text says where it was. As Ctrl-C, no mistake that a handler of those may catch."""
+    """A signal asked the run to end; the text says where it was.
+
+    As Ctrl-C, it is no mistake that a handler of those may catch.
+    """
 
     def __init__(self, number: int, where: str):
         super().__init__(f"stopped by {signal.Signals(number).name} {where}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from config import TrainingConfig, UserError
-from data import builtin_stories, hub, loading, readers, sources
+from data import builtin_stories, hub, loading, readers
 from data.cleaning import clean_story
 from data.tokenizer import TokenizerUnavailable, load_tokenizer
 
@@ -206,13 +206,13 @@ def test_text_is_read_in_blocks(tmp_path, monkeypatch):
     path.write_bytes(b"\xef\xbb\xbf" + "<|endoftext|>".join(stories).replace("\n", "\r\n").encode())
     for block_bytes in (1, 7, 64, 1 << 20):
         monkeypatch.setattr(readers, "BLOCK_BYTES", block_bytes)
-        assert list(sources.read_stories(path)) == stories
+        assert list(readers.story_file(path).texts()) == stories
 
 
 def test_empty_story_between_separators_is_a_story_to_drop(tmp_path):
     path = tmp_path / "stories.txt"
     path.write_text("a<|endoftext|>\n<|endoftext|>b<|endoftext|>\n")
-    assert list(sources.read_stories(path)) == ["a", "\n", "b"]
+    assert list(readers.story_file(path).texts()) == ["a", "\n", "b"]
 
 
 def test_changed_file_is_tokenised_again(config, tmp_path):

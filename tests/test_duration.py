@@ -46,6 +46,13 @@ def test_a_run_that_goes_on_is_told_of_what_is_left(plan):
     assert "About 0 s" in duration_line(plan, TINY, begins_with=4)
 
 
+def test_a_phase_that_has_outlasted_its_steps_takes_no_time_back(plan):
+    """With --grow-when auto a phase may last four times its steps."""
+    left = sum(seconds_of_phases(plan, TINY, [0, 0, TINY.steps_phase3]))
+    line = duration_line(plan, TINY, begins_with=2, step=3 * TINY.steps_phase2)
+    assert f"About {in_words(left)} of training" in line and "phase 2" not in line and "-" not in line
+
+
 def test_times_are_told_in_the_unit_that_people_plan_by():
     assert [in_words(s) for s in (0.4, 89, 91, 5000, 12_600)] == ["0 s", "89 s", "2 min", "83 min", "3.5 h"]
 

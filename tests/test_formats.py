@@ -17,14 +17,15 @@ import pyarrow
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from config import UserError
 from data import readers
 from data.cleaning import END_OF_TEXT, clean_stories
 from data.formats import form_of
-from data.sources import file_source, read_stories
+from data.readers import story_file
+from data.sources import file_source
 
 STORIES = [f'Once upon a time, Tom saw {i} dogs.\nHe said, "Look, {i} dogs!" and ran, fast.' for i in range(60)]
 RECORDS = [{"text": story, "n": [1, {"a": None}]} for story in STORIES]
@@ -44,7 +45,7 @@ def written(folder, name, content):
 
 
 def stories_of(path):
-    return [story for story, _ in clean_stories(read_stories(path)) if story]
+    return [story for story, _ in clean_stories(story_file(path).texts()) if story]
 
 
 def parquet(stories, kind=None):
@@ -216,7 +217,8 @@ story_text = st.text(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@example([";0"] * 3, "\n")
 @given(st.lists(story_text, min_size=1, max_size=6), st.sampled_from(["\n", "\r\n", "\r"]))
 def test_the_same_stories_in_any_format_are_the_same_stories(tmp_path_factory, texts, line_end):
     folder = tmp_path_factory.mktemp("formats")
@@ -238,8 +240,23 @@ def test_the_same_stories_in_any_format_are_the_same_stories(tmp_path_factory, t
         "a.txt.gz": gzip.compress(joined.encode()),
     }
     for name, content in files.items():
-        found = [story for story, _ in clean_stories(read_stories(written(folder, name, content)))]
+        found = [story for story, _ in clean_stories(story_file(written(folder, name, content)).texts())]
         assert found == expected, name
+
+
+def test_a_links_name_says_what_the_name_of_its_file_does_not_and_the_other_way_round(tmp_path):
+    """In the hub's cache files have the names of their checksums, and links to them their own."""
+    strings = "\n".join(json.dumps(story) for story in STORIES)
+    for link, file in (("stories.jsonl", "3fa9c0"), ("latest", "other.jsonl")):
+        written(tmp_path, file, strings)
+        os.symlink(file, tmp_path / link)
+        source = file_source(str(tmp_path / link), "")
+        assert [story for story, _ in clean_stories(source.train())] == STORIES
+        assert source.description == str((tmp_path / file).resolve())
+    written(tmp_path, "c0ffee", "one\ntwo\n")
+    os.symlink("c0ffee", tmp_path / "table.csv")
+    with pytest.raises(UserError, match="is a table"):
+        file_source(str(tmp_path / "table.csv"), "")
 
 
 def test_a_lone_surrogate_is_one_character_that_is_none(tmp_path):

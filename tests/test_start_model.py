@@ -140,6 +140,6 @@ def test_the_file_gives_a_story_the_ids_of_the_encoding_it_was_made_from(tmp_pat
     ours, file = load_tokenizer("builtin"), load_tokenizer(str(tmp_path / "t.json"))
     text = "Once upon a time, \n\n Tim's  naïve 🦊 said: <|endoftext|>"
     assert file.encode_ordinary(text) == ours.encode_ordinary(text) and file.decode(ours.encode_ordinary(text)) == text
-    assert file.n_vocab == 4097 and file.eot_token == file.encode_single_token(END_OF_TEXT) == 4096
+    assert file.n_vocab == 4097 and (file.end_of_text, file.eot_token) == (END_OF_TEXT, 4096)
     assert file.encode_ordinary("a\ud800") == ours.encode_ordinary("a?")
     assert torch.tensor(file.encode_ordinary("a" * 50)).max() < 4096

@@ -105,7 +105,7 @@ def test_our_own_and_a_trained_one_are_accepted_without_a_word(content, tmp_path
 def test_one_of_llamas_kind_is_accepted_and_its_space_is_no_byte_of_the_story(tmp_path, legacy):
     tokenizer = load(llama(tmp_path / "llama.json", legacy))
     assert tokenizer.prefix == b" " and tokenizer.notes == [f"it takes the sign {SPACE_SIGN} (U+2581) for a space"]
-    assert tokenizer.eot_token == tokenizer.encode_single_token("</s>") == 2
+    assert (tokenizer.end_of_text, tokenizer.eot_token) == ("</s>", 2)
     assert_keeps(tokenizer)
     stories = builtin_stories(400)
     (tmp_path / "stories.txt").write_text(END_OF_TEXT.join(stories[:300]))

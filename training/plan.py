@@ -34,7 +34,10 @@ ONE_AT_A_TIME = 3
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run computes with: as many devices as ranks, each with `available` bytes. A `compute_dtype` of None is fp32."""
+    """What a run computes with: as many devices as ranks, each with `available` bytes.
+
+    A `compute_dtype` of None is fp32.
+    """
 
     device: torch.device
     compute_dtype: torch.dtype | None = None
@@ -317,5 +320,6 @@ def require_memory(plan: Plan, ignore: bool) -> None:
     if plan.advice and not ignore:
         raise UserError(
             f"{plan.advice}. Needed at the peak: {plan.peak / GB:.1f} GB, "
-            f"this device has {plan.machine.available / GB:.1f} GB; --plan shows each phase, --ignore-memory-plan tries all the same"
+            f"this device has {plan.machine.available / GB:.1f} GB; --plan shows each phase, "
+            f"--ignore-memory-plan tries all the same"
         )

@@ -44,9 +44,9 @@ class GradientCoverage:
     nothing but rounding counts, and so do the equal gradients of locked clones. This finds what is
     cut off; the cosines find what moves without parting.
 
-    It looks at each gradient when a backward pass completes it, before hooks that are registered later
-    (and may free it), or at those of passes of its own, and holds one bit per new parameter, on the parameter's device. Where ranks share the model,
-    each watches its own part; then all of them have to ask for the figures and the state.
+    It looks at each gradient when a backward pass completes it, before hooks that are registered later (and may free
+    it), or at those of passes of its own. It holds one bit per new parameter, on the parameter's device. Where ranks
+    share the model, each watches its own part; then all of them have to ask for the figures and the state.
     """
 
     def __init__(self, model: Transformer, old_config: ModelConfig):
@@ -134,7 +134,7 @@ class GradientCoverage:
         return part.whole_bits(self._parameters[name], self._bits_8)
 
     def _counts(self) -> list[tuple[str, int, int]]:
-        """Each part's parameter, how many of the part have had no gradient, on all ranks together, and how many there are."""
+        """Each part's parameter, how many of the part have had no gradient, on all ranks together, and its size."""
         parts = self._parts()
         seen = [n_set(self._seen(name, part)) for name, part in parts]
         seen = torch.stack(seen).tolist() if seen else []  # all that anybody waits for

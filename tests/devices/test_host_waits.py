@@ -22,7 +22,7 @@ BATCH = torch.randint(97, (4, 17), generator=torch.Generator().manual_seed(0))
 # A batch of tokens goes to CUDA from pinned memory, by itself.
 BATCH_TO_MPS = Wait("copy from the host", "training/device.py", "to_device")
 # Where experts are computed one after another the host has to know their shares.
-SHARES_OF_EXPERTS = Wait("copy to the host", "models/experts.py", "runs_of")
+SHARES_OF_EXPERTS = Wait("copy to the host", "models/experts.py", "row_groups")
 
 # Device, CUDA's capability, precision; waits of a step, and of each MoE layer in it.
 STEPS = [
