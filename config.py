@@ -24,7 +24,7 @@ LONGEST_PHASE = 4
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A whole run. The defaults are the `reference` preset, the quick-reference card.
+    """A whole run. The defaults are the `reference` preset.
 
     Raises:
         UserError: from `validate`, naming every problem at once.
@@ -277,7 +277,7 @@ PRESETS = {
         n_layers=4,
         n_heads=4,
         extra_layers=2,
-        # Batches half as large as the card's: at its rates the loss rises for a while after a boundary.
+        # Batches half as large as the reference's: at its rates the loss rises for a while after a boundary.
         lr_phase2=0.02,
         lr_phase3=0.01,
         warmup_steps=10,

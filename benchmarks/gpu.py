@@ -3,8 +3,8 @@
     python -m benchmarks.gpu --json gpu.json
     python -m benchmarks.gpu --device cpu --small
 
-phases   at reference geometry in bf16, batches of 8 × 256 (the card's) and of 128 × 256 (enough to fill the chip),
-         the card's with lean memory, too:
+phases   at reference geometry in bf16, batches of 8 × 256 (the preset's) and of 128 × 256 (enough to fill the chip),
+         the preset's with lean memory, too:
          seconds and tokens/s of a training step, model FLOPs utilisation (forward and backward, Muon's products not
          counted) of the data sheet's peak and of this GPU's own best matrix product, peak memory allocated, and how
          often one step makes the host wait for the device
@@ -13,7 +13,7 @@ moe      our MoE layer, Hugging Face's grouped_mm, eager and compiled, and a den
          4 k, 16 k and 64 k tokens, random routing, as benchmarks/moe_layer.py does it
 
 Rows are printed and written as they come. When the time is up no new row begins, and what is there is reported;
-the card run is ended when it is up. A section that fails is reported, too, and the next one begins: a borrowed
+the reference run is ended when it is up. A section that fails is reported, too, and the next one begins: a borrowed
 GPU is too dear to lose all for one. Exit code 1 says that something failed or is missing.
 """
 
@@ -200,16 +200,18 @@ def card(bench: Bench) -> Iterator[dict]:
                 command, cwd=REPOSITORY, capture_output=True, text=True, timeout=max(1.0, bench.seconds_left())
             )
         except subprocess.TimeoutExpired:
-            raise RuntimeError("the time was up before the card run ended") from None
+            raise RuntimeError("the time was up before the reference run ended") from None
         seconds = time.perf_counter() - start
         if done.returncode:
-            raise RuntimeError(f"the card run ended with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
+            raise RuntimeError(
+                f"the reference run ended with exit code {done.returncode}: {done.stderr.strip()[-500:]}"
+            )
         rows = read_history(Path(folder, "run", HISTORY_NAME))
     yield {"seconds": seconds} | card_figures(rows)
 
 
 def tokenizer_name() -> str:
-    """gpt2, as on the card, where it can be had."""
+    """gpt2, as at reference geometry, where it can be had."""
     try:
         load_tokenizer("gpt2")
         return "gpt2"
@@ -255,7 +257,9 @@ def run(given: list[str] | None) -> int:
     parser = command_parser("gpu", __doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="toy sizes: does every path run?")
-    parser.add_argument("--data", default="builtin", help="stories of the card run, as train_tinystories.py takes them")
+    parser.add_argument(
+        "--data", default="builtin", help="stories of the reference run, as train_tinystories.py takes them"
+    )
     parser.add_argument("--seconds", type=positive_int, default=440, help="begin nothing new after that, default 440")
     parser.add_argument("--sections", default=",".join(SECTIONS), help=f"default {','.join(SECTIONS)}")
     arguments = parser.parse_args(given)

@@ -63,7 +63,7 @@ def resume_command(config: TrainingConfig) -> str:
 
 
 def out_of_memory(run: Run | None) -> str:
-    """The card's two ways out with what they need by this run's plan, and how to take them from the saved state."""
+    """The ways out with what they need by this run's plan, and how to take them from the saved state."""
     if run is None:
         return OUT_OF_MEMORY
     config, plan = run.config, run.plan

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ pytest.importorskip("transformers")
 
 from benchmarks import (
     gpu,
+    machines,
     measuring,
     memory,
     moe_layer,
@@ -32,6 +34,8 @@ CPU = torch.device("cpu")
 TOY = dataclasses.replace(
     PRESETS["tiny"], batch_size=2, context_length=16, d_model=16, n_layers=1, n_heads=2, extra_layers=1
 )
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -271,3 +275,10 @@ def test_what_cannot_work_is_refused_in_one_line(main, flags, text, capsys):
     assert main(flags.split()) == 2
     error = capsys.readouterr().err
     assert text in error and error.count("\n") == 1
+
+
+def test_the_first_page_shows_what_the_plan_says_of_the_machines_that_people_have(capsys):
+    assert machines.main([]) == 0
+    assert capsys.readouterr().out.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
+    refused, runs = (machines.row(machines.Device("A machine", "cuda", usable, 10.0)) for usable in (8.0, 80.0))
+    assert "is refused" in refused[2] and "and fits" in refused[2] and "runs, full memory" in runs[2]

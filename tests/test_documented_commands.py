@@ -65,6 +65,7 @@ RUN_ELSEWHERE = {
     "benchmarks.step_time": "tests/test_benchmarks.py",
     "benchmarks.optimizer_cost": "tests/test_benchmarks.py",
     "benchmarks.gpu": "tests/test_benchmarks.py",
+    "benchmarks.machines": "tests/test_benchmarks.py",
 }
 
 

@@ -289,7 +289,7 @@ def make_plan(config: TrainingConfig, dense: ModelConfig, machine: Machine) -> P
 
 
 def way_out(config: TrainingConfig, dense: ModelConfig, machine: Machine) -> str:
-    """The first of the card's ways out of an out-of-memory that fits, with its number."""
+    """The first way out of an out-of-memory that fits, with its number."""
     n_ranks = machine.n_ranks
     lean = {} if config.memory == "lean" or n_ranks > 1 else {"memory": "lean", "accumulate": 1}
     batches = {"batch_size": max(1, config.batch_size // 2 // n_ranks) * n_ranks, "accumulate": 1}

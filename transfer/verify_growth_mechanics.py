@@ -37,8 +37,7 @@ SYMMETRY_HINT = """Increase noise in config.py, or by --noise-std:
       noise_std = 1.0  # relative to each weight's standard deviation; it cancels, so it may be large"""
 FUNCTION_HINT = "Read docs/GROWTH_VERIFICATION.md section 4 for detailed debugging"
 
-# Of the held-out loss at a boundary, in nats. The quick reference card asks for 0.05 and 0.001; exact growth leaves
-# rounding alone.
+# Of the held-out loss at a boundary, in nats: exact growth leaves rounding alone.
 LARGEST_JUMP = 1e-5
 
 
