@@ -50,11 +50,12 @@ from benchmarks.measuring import (
     write_json,
 )
 from benchmarks.moe_peers import hugging_face, make_problem, ours
-from benchmarks.trainees import Trainee, network_flops
+from benchmarks.trainees import Trainee
 from config import PRESETS, ModelConfig, TrainingConfig, UserError
 from data.tokenizer import TokenizerUnavailable, load_tokenizer
 from phases import HISTORY_NAME
 from report.history import read_history
+from training.flops import network_flops
 
 # FLOP/s of dense bf16 products by the data sheet, by what the device's name contains.
 BF16_PEAK = {"H100": 989e12, "H200": 989e12}

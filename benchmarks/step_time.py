@@ -33,9 +33,9 @@ from benchmarks.measuring import (
     time_interleaved,
     write_json,
 )
-from benchmarks.trainees import Trainee, network_flops, parts_of_step
+from benchmarks.trainees import Trainee, parts_of_step
 from config import PRESETS, TrainingConfig
-from training.flops import step_flops
+from training.flops import network_flops, step_flops
 
 DEVICE = torch.device("cpu")
 DENSE, MOE, LARGE_MOE = "dense", "MoE", "large MoE"

@@ -11,7 +11,6 @@ from torch import Tensor
 from benchmarks.measuring import synchronise
 from config import ModelConfig, TrainingConfig
 from models import Transformer
-from training.flops import step_flops
 from training.step import prepare_training, train_step
 
 RATE = 1e-3
@@ -41,11 +40,6 @@ class Trainee:
 
     def __call__(self) -> None:
         train_step(self.model, self.optimizers, self.tokens_BT, RATE, self.settings)
-
-
-def network_flops(config: ModelConfig, batch_size: int) -> float:
-    """FLOPs of forward and backward alone, by `training.flops`: what Muon adds does not depend on the batch."""
-    return step_flops(config, 2 * batch_size) - step_flops(config, batch_size)
 
 
 def parts_of_step(trainee: Trainee, device: torch.device) -> dict[str, float]:

@@ -18,12 +18,11 @@ from benchmarks import (
     moe_peers,
     reference_growth,
     step_time,
-    trainees,
 )
 from benchmarks.measuring import time_interleaved
 from benchmarks.moe_peers import Contender, hugging_face, make_problem, ours, require_agreement
 from config import PRESETS, ModelConfig
-from training.flops import step_flops
+from training.flops import network_flops, step_flops
 
 CPU = torch.device("cpu")
 TOY = dataclasses.replace(
@@ -137,8 +136,8 @@ def test_network_flops_leave_out_the_optimizer():
     config = ModelConfig(97, 32, 2, 2, context_length=16)
     tokens, active = 3 * 16, 97 * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 2 * 32
     attention = 6 * 2 * 16 * 32
-    assert trainees.network_flops(config, 3) == pytest.approx(tokens * (6 * active + attention))
-    assert step_flops(config, 3) > trainees.network_flops(config, 3)
+    assert network_flops(config, 3) == pytest.approx(tokens * (6 * active + attention))
+    assert step_flops(config, 3) > network_flops(config, 3)
 
 
 @pytest.mark.parametrize("how", ["full", "lean"])

@@ -9,7 +9,7 @@ from config import PRESETS
 from run.console import duration_line, in_words
 from training import duration
 from training.duration import seconds_of_phases, seconds_per_pass
-from training.flops import network_flops, step_flops
+from training.flops import blocks_flops, network_flops, step_flops
 from training.plan import Machine, make_plan
 
 TINY = PRESETS["tiny"]
@@ -35,8 +35,11 @@ def test_each_phase_takes_its_steps_at_the_rate_of_its_kind(plan):
 
 
 def test_parts_of_a_batch_are_timed_as_parts(plan):
+    """Of a mixture of experts with the pass that counts the choices of all parts first."""
     whole = seconds_of_phases(plan, TINY, [1, 1, 1])
-    assert seconds_of_phases(plan, dataclasses.replace(TINY, accumulate=4), [1, 1, 1]) == pytest.approx(whole)
+    counting = [0.0, *(SECONDS_PER_FLOP[True] * blocks_flops(model, TINY.batch_size) for model in plan.models[1:])]
+    expected = [seconds + more for seconds, more in zip(whole, counting)]
+    assert seconds_of_phases(plan, dataclasses.replace(TINY, accumulate=4), [1, 1, 1]) == pytest.approx(expected)
 
 
 def test_a_run_that_goes_on_is_told_of_what_is_left(plan):
