@@ -56,6 +56,12 @@ def test_a_phase_that_has_outlasted_its_steps_takes_no_time_back(plan):
     assert f"About {in_words(left)} of training" in line and "phase 2" not in line and "-" not in line
 
 
+def test_the_precision_is_told_with_the_time(plan):
+    assert "of training in fp32," in duration_line(plan, TINY, begins_with=1)
+    lower = dataclasses.replace(plan, machine=dataclasses.replace(plan.machine, compute_dtype=torch.bfloat16))
+    assert "of training in bf16," in duration_line(lower, TINY, begins_with=1)
+
+
 def test_times_are_told_in_the_unit_that_people_plan_by():
     assert [in_words(s) for s in (0.4, 89, 91, 5000, 12_600)] == ["0 s", "89 s", "2 min", "83 min", "3.5 h"]
 
