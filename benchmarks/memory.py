@@ -32,6 +32,7 @@ from config import PRESETS, TrainingConfig
 from models import Transformer
 from phases import phase_of
 from training.device import pick_device
+from training.flops import network_flops, optimizer_flops
 from training.plan import GB, Machine, PhaseMemory, make_plan
 from training.step import prepare_training, train_step
 from transfer.gradient_coverage import GradientCoverage
@@ -87,13 +88,16 @@ def run(given: list[str] | None) -> None:
     rows = []
     for phase in arguments.phases:
         result = in_fresh_process(train_phase, config, phase, arguments.steps)
-        planned = planned_gb(plan.memory[phase - 1], device)
+        planned, model = planned_gb(plan.memory[phase - 1], device), plan.models[phase - 1]
+        network = network_flops(model, config.batch_size)
+        optimizer = optimizer_flops(model, config.batch_size, compute_dtype or torch.float32)
         rows.append(
             {
                 "phase": f"{phase} {phase_of(phase).short}",
                 "planned GB": planned,
                 "measured GB": result["peak_gb"],
                 "ratio": planned / result["peak_gb"],
+                "Muon's share of FLOPs": optimizer / (network + optimizer),
                 "seconds a step": " ".join(f"{seconds:.1f}" for seconds in result["seconds"]),
                 "losses": " ".join(f"{loss:.3f}" for loss in result["losses"]),
             }

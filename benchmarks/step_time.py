@@ -5,7 +5,7 @@
 
 A step is forward, loss, backward, clipping and optimizer, on batches of 8 × 256 random tokens. Shares of the limit count
 the network's FLOPs alone, forward and backward (6 per active parameter and token, and causal attention); "with
-Muon" counts its matrix products, too, as training/flops.py does.
+Muon" counts its matrix products, too, as training/flops.py does, and its share is of both together.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from benchmarks.measuring import (
 )
 from benchmarks.trainees import Trainee, parts_of_step
 from config import PRESETS, TrainingConfig
-from training.flops import network_flops, step_flops
+from training.flops import network_flops, optimizer_flops
 
 DEVICE = torch.device("cpu")
 DENSE, MOE, LARGE_MOE = "dense", "MoE", "large MoE"
@@ -54,7 +54,9 @@ def contenders(
     return chosen
 
 
-def measure(chosen: dict[str, Trainee], batch_size: int, limit: Limit) -> tuple[list[dict], list[dict], Timing]:
+def measure(
+    chosen: dict[str, Trainee], batch_size: int, dtype: torch.dtype, limit: Limit
+) -> tuple[list[dict], list[dict], Timing]:
     """One row of figures and one of parts, seconds each, per contender; and the limit's timing."""
     first = {name: seconds_of(trainee, 1, DEVICE) for name, trainee in chosen.items()}
     timings = time_interleaved(chosen | {LIMIT: limit.call}, DEVICE)
@@ -62,17 +64,19 @@ def measure(chosen: dict[str, Trainee], batch_size: int, limit: Limit) -> tuple[
     steps, parts = [], []
     for name, trainee in chosen.items():
         seconds = timings[name].seconds
-        rate = network_flops(trainee.model.config, batch_size) / seconds
+        config = trainee.model.config
+        network, optimizer = network_flops(config, batch_size), optimizer_flops(config, batch_size, dtype)
         steps.append(
             {
                 "step": name,
                 "first s": first[name],
                 "seconds": seconds,
                 "spread": timings[name].spread,
-                "tokens/s": batch_size * trainee.model.config.context_length / seconds,
-                "GFLOP/s": rate / 1e9,
-                "of limit": rate / limit_rate,
-                "with Muon": step_flops(trainee.model.config, batch_size) / seconds / limit_rate,
+                "tokens/s": batch_size * config.context_length / seconds,
+                "GFLOP/s": network / seconds / 1e9,
+                "of limit": network / seconds / limit_rate,
+                "with Muon": (network + optimizer) / seconds / limit_rate,
+                "Muon's share": optimizer / (network + optimizer),
             }
         )
         samples = [parts_of_step(trainee, DEVICE) for _ in range(ROUNDS)]
@@ -103,7 +107,7 @@ def run(given: list[str] | None) -> None:
     settings, dtype = PRESETS[arguments.preset], DTYPES[arguments.dtype]
     limit = find_limit(dtype, DEVICE, limit_shapes(settings.batch_size * settings.context_length, settings.d_model))
     chosen = contenders(settings, VOCAB_SIZE[arguments.preset], arguments.phases, dtype, arguments.memory == "lean")
-    steps, parts, timing = measure(chosen, settings.batch_size, limit)
+    steps, parts, timing = measure(chosen, settings.batch_size, dtype, limit)
     limit_rate = limit.rate(timing)
     found = ratios(steps)
     print(table(steps))

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("transformers")
 
@@ -16,13 +17,16 @@ from benchmarks import (
     memory,
     moe_layer,
     moe_peers,
+    optimizer_cost,
     reference_growth,
     step_time,
 )
 from benchmarks.measuring import time_interleaved
 from benchmarks.moe_peers import Contender, hugging_face, make_problem, ours, require_agreement
 from config import PRESETS, ModelConfig
-from training.flops import network_flops, step_flops
+from models import count_parameters, next_token_loss
+from training.flops import network_flops, optimizer_flops, step_flops
+from training.self_check import check_model
 
 CPU = torch.device("cpu")
 TOY = dataclasses.replace(
@@ -130,6 +134,42 @@ def test_step_time_runs_all_phases_and_compares_their_rates(how, tmp_path):
     equal = steps["MoE"]["with Muon"] / steps["dense"]["with Muon"]
     assert figures["ratios"]["FLOP rate of MoE over dense, with Muon"] == pytest.approx(equal)
     assert steps["MoE"]["of limit"] < steps["MoE"]["with Muon"]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_what_the_optimizer_costs_is_counted_as_the_formula_has_it(dtype, tmp_path):
+    """At reference geometry: a row for each phase, within the target in fp32."""
+    figures = figures_of(optimizer_cost.main, tmp_path / "f.json", f"--dtype {dtype}")
+    geometries = PRESETS["reference"].phase_geometries(50_257)
+    assert [row["phase"] for row in figures["phases"]] == [1, 2, 3]
+    for row, geometry in zip(figures["phases"], geometries, strict=True):
+        assert row["network_flops"] == network_flops(geometry, 8)
+        assert row["optimizer_flops"] == pytest.approx(optimizer_flops(geometry, 8, measuring.DTYPES[dtype]))
+        assert row["optimizer_flops"] <= {"fp32": 0.6, "bf16": 0.66}[dtype] * row["network_flops"]
+
+
+@pytest.mark.parametrize("n_experts", [0, 4])
+def test_the_networks_formula_is_what_torch_counts(n_experts):
+    """Forward and backward of a small model; routing sends every token to two experts, whichever they are.
+
+    Attention is counted apart: torch has a formula for its whole matrix, and runs one that skips half.
+    """
+    config = ModelConfig(97, 32, 2, 2, context_length=16, n_experts=n_experts)
+    model = check_model(config)
+    tokens = torch.randint(97, (3, 17), generator=torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter:
+        next_token_loss(model, tokens)[0].backward()
+    products = sum(
+        flops for operator, flops in counter.get_flop_counts()["Global"].items() if "attention" not in str(operator)
+    )
+    used = sum(
+        config.top_k * weight[0].numel() if weight.ndim == 3 else weight.numel()
+        for name, weight in model.named_parameters()
+        if weight.ndim > 1 and name.endswith("weight")
+    )
+    # The formula counts biases and norms as if they were multiplied.
+    vectors, attention = count_parameters(config).active - used, 2 * 16 * 32
+    assert products == 6 * 3 * 16 * used == network_flops(config, 3) - 6 * 3 * 16 * (vectors + attention)
 
 
 def test_network_flops_leave_out_the_optimizer():

@@ -44,7 +44,7 @@ def test_the_old_model_is_gone_before_the_moments_grow(tmp_path, token_cache, mo
 
 
 def moments_of(model):
-    optimizers = build_optimizers(model, 0.1)
+    optimizers = build_optimizers(model, 0.1, tokens=128)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     for optimizer in optimizers:

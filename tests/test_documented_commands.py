@@ -42,12 +42,17 @@ SMALL = {
 PLACEHOLDERS = {
     **{"IN": "checkpoints/moe_model_final.pt", "OUT": "new.pt"},
     **{"RUN_A": "checkpoints", "RUN_B": "stopped", "DIR": "checkpoints"},
-    **{"FOLDER": "neox", "HuggingFaceTB/SmolLM2-135M": "neox", "512": str(MODEL["context-length"])},
+    **{
+        "FOLDER": "neox",
+        "HuggingFaceTB/SmolLM2-135M": "neox",
+        **dict.fromkeys(("256", "512"), str(MODEL["context-length"])),
+    },
 }
 # Too long to run, even made small, and where they are run; `python -m pytest` is running this.
 RUN_ELSEWHERE = {
     "pytest": "here",
     "lm_eval": "by hand: a large package of its own",
+    "convert_hf_to_gguf.py": "by hand: of llama.cpp",
     "tests.faults.campaign": "tests/faults: a selection of it",
     "tests.faults.soak": "by hand",
     "tests.sweep_growth": "tests/test_near_ties.py",
@@ -58,6 +63,7 @@ RUN_ELSEWHERE = {
     "benchmarks.memory": "tests/test_benchmarks.py",
     "benchmarks.moe_layer": "tests/test_benchmarks.py",
     "benchmarks.step_time": "tests/test_benchmarks.py",
+    "benchmarks.optimizer_cost": "tests/test_benchmarks.py",
     "benchmarks.gpu": "tests/test_benchmarks.py",
 }
 

@@ -33,7 +33,7 @@ def run(token_cache, tmp_path):
 
 def trained(run, steps=240):
     model = build_dense_model(run.plan.models[0], seed=0)
-    optimizers = build_optimizers(model, 0.1)
+    optimizers = build_optimizers(model, 0.1, tokens=4 * 16)
     for step in range(steps):
         train_step(model, optimizers, run.data.train_batch(step), 0.01, run.config)
         run.count_step(model.config)

@@ -75,7 +75,7 @@ def test_lean_memory_sets_up_model_and_state():
             else {"exp_avg": torch.float32, "exp_avg_sq": torch.float32}
         )
     for lean_clip, dtype in ((None, torch.float32), (1.0, torch.bfloat16)):  # a run may go on in the other mode
-        other = build_optimizers(model, 0.1, lean_clip)
+        other = build_optimizers(model, 0.1, 128, lean_clip)
         write_moments(model, other, state)
         momentum = read_moments(model, other)["blocks.0.attention.out.weight"]["momentum_buffer"]
         assert momentum.dtype == dtype

@@ -17,8 +17,9 @@ from phases import PHASES
 from report.history import read_history
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training.flops import step_flops
-from training.muon import Muon, join_fused, orthogonalise, split_fused
+from training.muon import Muon, join_fused, split_fused
 from training.optimizer import build_optimizers, is_matrix
+from training.orthogonalise import orthogonalisation_flops, orthogonalise
 
 # Four heads on two key-value heads.
 LLAMA = ModelConfig(
@@ -203,7 +204,7 @@ def test_muon_moves_gate_and_up_as_two_matrices():
 @pytest.mark.parametrize("build", [lively_dense_model, lively_moe_model])
 def test_muon_takes_all_matrices_and_adamw_the_rest(build):
     model = build(LLAMA)
-    muon, adamw = build_optimizers(model, weight_decay=0.1)
+    muon, adamw = build_optimizers(model, weight_decay=0.1, tokens=128)
     names = {parameter: name for name, parameter in model.named_parameters()}
     by_muon = {names[p] for group in muon.param_groups for p in group["params"]}
     assert by_muon == {name for name in names.values() if is_matrix(name)}
@@ -215,12 +216,12 @@ def test_flops_count_what_the_matrices_are():
     neox = ModelConfig(vocab_size=97, d_model=32, n_layers=2, n_heads=4, context_length=24)
     llama = dataclasses.replace(neox, architecture="llama")
     products = 6 * 8 * 24 * (count_parameters(llama).active - count_parameters(neox).active)
-    muon = 2 * 5 * (4 * 32**2 * 128 + 2 * 32**3)
+    muon = 2 * orthogonalisation_flops(32, 128, torch.float32)
     assert step_flops(llama, 8) - step_flops(neox, 8) == products + muon
     shared = dataclasses.replace(llama, queries_per_kv=4)
     products = 6 * 8 * 24 * (count_parameters(llama).active - count_parameters(shared).active)
     # Three of 32 × 32 become six of 8 × 32.
-    muon = 2 * 5 * (3 * 6 * 32**3 - 6 * (4 * 8**2 * 32 + 2 * 8**3))
+    muon = 2 * (3 * orthogonalisation_flops(32, 32, torch.float32) - 6 * orthogonalisation_flops(8, 32, torch.float32))
     assert step_flops(llama, 8) - step_flops(shared, 8) == products + muon
 
 

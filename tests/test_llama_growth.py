@@ -345,14 +345,14 @@ def test_the_grown_model_follows_the_old_one_through_50_steps_of_sgd(kind, facto
 
 def test_muons_update_of_a_grown_momentum_is_the_old_one_tiled():
     old = lively_moe_model(SHARED).double()
-    optimizers = build_optimizers(old, weight_decay=0.0)
+    optimizers = build_optimizers(old, weight_decay=0.0, tokens=TOKENS.numel())
     gradients(old, TOKENS)
     for optimizer in optimizers:
         optimizer.step()
     new = scale_bilaterally(old, 2, 0, 0.0)
     maps = GrowthMaps.between(old.config, new.config)
     grown = grow_optimizer_state(read_moments(old, optimizers), old.config, new.config, "grown")
-    muon = build_optimizers(new, weight_decay=0.0)
+    muon = build_optimizers(new, weight_decay=0.0, tokens=TOKENS.numel())
     write_moments(new, muon, grown)
     set_learning_rate(optimizers + muon, 0.01)
     for model, its in ((old, optimizers), (new, muon)):
@@ -387,7 +387,7 @@ def test_liveness_counts_what_is_new_and_all_of_it_learns(factor, extra):
     new = scale_bilaterally(old, factor, extra)
     coverage = GradientCoverage(new, old.config)
     assert coverage.new_parameters == count_parameters(new).total - count_parameters(old).total
-    optimizers = build_optimizers(new, weight_decay=0.0)
+    optimizers = build_optimizers(new, weight_decay=0.0, tokens=TOKENS.numel())
     set_learning_rate(optimizers, 0.01)
     before = liveness_report(new, old.config, TOKENS)
     for _ in range(4):

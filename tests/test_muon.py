@@ -1,17 +1,11 @@
-"""Muon: orthogonal updates, the peer in torch, fused projections, experts in turn."""
+"""Muon: the peer in torch, fused projections, matrices and experts in turn, the step in the backward pass."""
+
+import copy
 
 import pytest
 import torch
 
-from training.muon import Muon, join_fused, orthogonalise, split_fused
-
-
-@pytest.mark.parametrize("shape", [(1, 32, 32), (2, 16, 64), (5, 16, 20)])
-def test_singular_values_of_an_update_are_about_one(shape):
-    update = orthogonalise(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
-    values = torch.linalg.svdvals(update)
-    assert 0.5 < values.min() and values.max() < 1.3
-    assert torch.equal(orthogonalise(torch.zeros(shape)), torch.zeros(shape))
+from training.muon import Muon, join_fused, split_fused
 
 
 @pytest.mark.parametrize("shape", [(48, 16), (16, 48), (24, 24)])
@@ -50,15 +44,67 @@ def test_experts_take_turns_and_each_has_the_momentum_of_all_steps():
         muon.step()
         moved.append((stack.detach() != before).flatten(1).any(1).nonzero().flatten().tolist())
     assert moved == [[0, 4], [1, 5], [2, 6], [3, 7]]
-    # √4 times the rate, and √(6 / 4) for the shape.
-    assert torch.linalg.svdvals(stack.detach()).max().item() == pytest.approx(0.1 * 2 * 1.5**0.5, rel=0.25)
+    # 4 times the rate, and √(6 / 4) for the shape.
+    assert torch.linalg.svdvals(stack.detach()).max().item() == pytest.approx(0.1 * 4 * 1.5**0.5, rel=0.25)
     assert muon.state[stack]["momentum_buffer"].flatten(1).any(1).all()
 
 
-def test_an_expert_without_tokens_comes_to_rest_and_stays_finite():
-    fading = 1e-23 * torch.randn(3, 64, 1) @ torch.randn(3, 1, 256)
-    assert orthogonalise(fading).abs().max() < 1e-9
-    assert orthogonalise(fading.bfloat16()).isfinite().all()
+def test_matrices_take_turns_and_each_has_the_momentum_of_all_steps():
+    """Also fused projections. Together and in the backward pass the same ones move."""
+    shapes = {"matrices": (6, 4), "fused": (24, 8)}
+    for kind, shape in shapes.items():
+        for in_backward in (False, True):
+            weights = [torch.zeros(shape, requires_grad=True) for _ in range(5)]
+            muon = Muon([{"params": weights, "period": 3, "n_heads": 2 if kind == "fused" else 0}], weight_decay=0.0)
+            muon.param_groups[0]["lr"] = 0.1
+            if in_backward:
+                muon.move_in_backward(largest_norm=1e9)
+            moved = []
+            for step in range(4):
+                before = [weight.detach().clone() for weight in weights]
+                pull = torch.randn(shape, generator=torch.Generator().manual_seed(step))
+                sum((weight * pull).sum() for weight in weights).backward()
+                muon.step()
+                muon.zero_grad()
+                moved.append([i for i, weight in enumerate(weights) if not torch.equal(weight, before[i])])
+            assert moved == [[0, 3], [1, 4], [2], [0, 3]], (kind, in_backward)
+            assert all(muon.state[weight]["momentum_buffer"].any() for weight in weights)
+            assert all(muon.state[weight]["step"] == 4 for weight in weights)
+    # 3 times the rate, and √(6 / 4) for the shape: of the matrix that has moved once.
+    once = Muon([{"params": [weight := torch.zeros(6, 4, requires_grad=True)], "period": 3}], weight_decay=0.0)
+    once.param_groups[0]["lr"] = 0.1
+    weight.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    once.step()
+    assert torch.linalg.svdvals(weight.detach()).max().item() == pytest.approx(0.1 * 3 * 1.5**0.5, rel=0.26)
+
+
+def test_turns_go_on_where_they_were():
+    """Bit for bit, from the state alone; the negative control begins with the first turn again."""
+
+    def go(weights, muon, steps):
+        muon.param_groups[0]["lr"] = 0.1
+        for step in steps:
+            for i, weight in enumerate(weights):
+                weight.grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(100 * step + i))
+            muon.step()
+        return [weight.detach().clone() for weight in weights]
+
+    def new(starts):
+        weights = [start.clone().requires_grad_() for start in starts]
+        return weights, Muon([{"params": weights, "period": 4}], weight_decay=0.1)
+
+    weights, muon = new([torch.ones(8, 8)] * 6)
+    half = go(weights, muon, range(5))
+    state = [copy.deepcopy(muon.state[weight]) for weight in weights]
+    expected = go(weights, muon, range(5, 11))
+    for forgets in (False, True):
+        weights, muon = new(half)
+        for weight, moments in zip(weights, state):
+            muon.state[weight] = copy.deepcopy(moments)
+            if forgets:
+                muon.state[weight]["step"] = torch.zeros((), dtype=torch.int64)
+        ends = go(weights, muon, range(5, 11))
+        assert all(torch.equal(end, wanted) for end, wanted in zip(ends, expected)) != forgets
 
 
 def test_a_parameter_without_a_gradient_stays():

@@ -1,5 +1,7 @@
 """Folders and files whose names are no UTF-8, as a system may hand them out: everything that is written takes them."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -24,6 +26,13 @@ from transfer import grow
 
 LATIN1 = b"caf\xe9 au lait"
 QUICK = "--steps-phase1 2 --steps-phase2 1 --steps-phase3 1 --sample-tokens 2".split()
+
+
+def quietly(main, arguments: list[str]) -> int:
+    """A command's exit code. What it prints holds such names, which pytest-xdist cannot send from process to process."""
+    printed = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="surrogateescape")
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        return main(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +65,7 @@ def test_a_run_in_a_folder_whose_name_is_no_utf8_ends_with_its_report(finished):
     page = (finished / REPORT_NAME).read_text(encoding="utf-8")
     assert "caf? au lait" in page
     assert read_history(finished / HISTORY_NAME)[0]["config"]["data"].endswith("stories.txt")
-    assert report_main([str(finished)]) == 0
+    assert quietly(report_main, [str(finished)]) == 0
 
 
 def test_the_line_that_says_how_to_go_on_has_the_bytes_of_the_name(finished, place):
@@ -79,23 +88,26 @@ def test_the_line_that_says_how_to_go_on_has_the_bytes_of_the_name(finished, pla
 
 def test_figures_of_a_model_there_are_json_that_names_it(finished, place):
     model, figures = finished / phase_of(3).file, place / "figures.json"
-    assert evaluate.main(["--checkpoint", str(model), "--data", str(place / "stories.txt"), "--max-tokens", "400",
+    assert quietly(evaluate.main, ["--checkpoint", str(model), "--data", str(place / "stories.txt"), "--max-tokens", "400",
                           "--json", str(figures)]) == 0  # fmt: skip
     assert json.loads(figures.read_text(encoding="utf-8"))["checkpoint"] == str(model)
-    assert generate.main(["--checkpoint", str(model), "--max-tokens", "3"]) == 0
+    assert quietly(generate.main, ["--checkpoint", str(model), "--max-tokens", "3"]) == 0
 
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_such_a_model_is_exported_with_its_card(number, finished, place):
     out = place / os.fsdecode(f"export{number} \N{LATIN SMALL LETTER E WITH ACUTE}".encode("latin-1"))
-    assert export.main(["--checkpoint", str(finished / phase_of(number).file), "--out", str(out)]) == 0
+    assert quietly(export.main, ["--checkpoint", str(finished / phase_of(number).file), "--out", str(out)]) == 0
     card = (out / "README.md").read_text(encoding="utf-8")
     assert f"# export{number} ?" in card and "held-out loss" in card
 
 
 def test_growing_such_a_model_by_hand_works(finished, place):
     out = place / "grown.pt"
-    assert grow.main(["--checkpoint", str(finished / phase_of(2).file), "--out", str(out), "--extra-layers", "1"]) == 0
+    assert (
+        quietly(grow.main, ["--checkpoint", str(finished / phase_of(2).file), "--out", str(out), "--extra-layers", "1"])
+        == 0
+    )
     assert out.exists()
 
 

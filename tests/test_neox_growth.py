@@ -147,7 +147,7 @@ def test_the_loss_of_an_untied_model_is_plain_cross_entropy_and_moves_both_matri
 
 def test_adamw_moves_the_output_matrix_and_the_embedding_apart():
     model = lively_dense_model(PYTHIA)
-    muon, adamw = build_optimizers(model, weight_decay=0.1)
+    muon, adamw = build_optimizers(model, weight_decay=0.1, tokens=128)
     ((outputs,), (inputs,)) = (group["params"] for group in adamw.param_groups[:2])
     assert outputs is model.unembedding.weight and inputs is model.embedding.weight
     assert not any(p is model.unembedding.weight for group in muon.param_groups for p in group["params"])

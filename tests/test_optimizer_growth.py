@@ -9,7 +9,14 @@ from torch import Tensor
 from config import ModelConfig
 from models import Transformer, next_token_loss
 from test_growth_checks import lively_dense_model, lively_moe_model
-from training.optimizer import build_optimizers, read_moments, set_learning_rate, write_moments
+from training.optimizer import (
+    build_optimizers,
+    is_matrix,
+    muon_periods,
+    read_moments,
+    set_learning_rate,
+    write_moments,
+)
 from transfer.growth_maps import GrowthMaps
 from transfer.optimizer_growth import grow_optimizer_state, grown_gradient
 from transfer.simple_growth import grown_parameter, scale_bilaterally
@@ -145,14 +152,14 @@ def test_adams_first_update_after_growth_is_the_mapped_one(kind):
 def test_muons_momentum_grows_like_a_gradient():
     """Its orthogonalised update of a grown momentum is the old one, tiled."""
     old = small_model("moe")
-    optimizers = build_optimizers(old, weight_decay=0.0)
+    optimizers = build_optimizers(old, weight_decay=0.0, tokens=128)
     gradients(old, batch(0))
     for optimizer in optimizers:
         optimizer.step()
     new = scale_bilaterally(old, 2, 0, 0.0)
     maps = GrowthMaps.between(old.config, new.config)
     grown = grow_optimizer_state(read_moments(old, optimizers), old.config, new.config, "grown")
-    muon = build_optimizers(new, weight_decay=0.0)
+    muon = build_optimizers(new, weight_decay=0.0, tokens=128)
     write_moments(new, muon, grown)
     set_learning_rate(optimizers + muon, 0.01)
     for model, its in ((old, optimizers), (new, muon)):
@@ -165,6 +172,34 @@ def test_muons_momentum_grows_like_a_gradient():
         tiled = rows.written(columns.written(old.updates[name]), dim=-2)
         actual = new.updates[name]
         assert torch.nn.functional.cosine_similarity(actual.flatten(), tiled.flatten(), dim=0) > 0.9999
+
+
+def test_after_growth_every_matrix_has_its_turn_once_in_a_period():
+    """Also new blocks, which count their steps from nought, under a period that growth made longer."""
+    old = small_model("moe")
+    optimizers = build_optimizers(old, weight_decay=0.0, tokens=128)
+    for step in range(3):
+        gradients(old, batch(step))
+        optimizers[0].step()
+    new = scale_bilaterally(old, 2, 2, 1.0)
+    few = new.config.d_model  # tokens of a step: too few for one step to be enough
+    of_matrices, of_experts = muon_periods(new.config, few)
+    assert 1 < of_matrices < of_experts != muon_periods(old.config, 128)[1]
+    muon, adamw = build_optimizers(new, weight_decay=0.0, tokens=few)
+    grown = grow_optimizer_state(read_moments(old, optimizers), old.config, new.config, "grown")
+    write_moments(new, [muon, adamw], grown)
+    set_learning_rate([muon, adamw], 0.01)
+    turns = {name: 0 for name, parameter in new.named_parameters() if is_matrix(name)}
+    for step in range(of_matrices * of_experts):
+        before = {name: parameter.detach().clone() for name, parameter in new.named_parameters() if name in turns}
+        for parameter in new.parameters():
+            parameter.grad = torch.randn(parameter.shape, dtype=torch.float64)  # an identity block's first are zero
+        muon.step()
+        for name, start in before.items():
+            turns[name] = turns[name] + (dict(new.named_parameters())[name] != start).flatten(-2).any(-1).int()
+    for name, count in turns.items():
+        assert (count == (of_matrices if "mlp" in name else of_experts)).all(), name
+    assert len({int(grown.get(name, {}).get("step", 0)) for name in turns}) == 2, "old and new blocks count apart"
 
 
 def test_asymmetric_growth_keeps_the_first_copies_alone():

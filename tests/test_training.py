@@ -46,7 +46,7 @@ def test_the_rate_is_continuous_through_a_boundary():
 
 def test_optimizers_partition_the_parameters_and_decay_matrices_alone():
     model = lively_moe_model(SMALL)
-    muon, adamw = build_optimizers(model, 0.1)
+    muon, adamw = build_optimizers(model, 0.1, tokens=32)
     names = {parameter: name for name, parameter in model.named_parameters()}
     fused, matrices, stacks, outputs, inputs, routers, rest = (
         [names[p] for p in group["params"]] for group in muon.param_groups + adamw.param_groups
@@ -63,7 +63,7 @@ def test_optimizers_partition_the_parameters_and_decay_matrices_alone():
 @pytest.mark.parametrize("is_lean", [False, True])
 def test_planned_moments_are_those_that_the_optimizers_keep(is_lean):
     for model in (lively_dense_model(SMALL), lively_moe_model(SMALL)):
-        optimizers = build_optimizers(model, 0.1, 1.0 if is_lean else None)
+        optimizers = build_optimizers(model, 0.1, 32, 1.0 if is_lean else None)
         next_token_loss(model, torch.randint(101, (2, 17)))[0].backward()
         for optimizer in optimizers:
             optimizer.step()

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import torch
+
 from config import ModelConfig
 from models import count_parameters
-from training.muon import STEPS
-from training.optimizer import muon_period
+from training.optimizer import muon_periods
+from training.orthogonalise import orthogonalisation_flops
 
 
 @lru_cache
 def step_flops(model: ModelConfig, batch_size: int, counts_first: bool = False) -> float:
-    """FLOPs of one training step on batches of full contexts: the network's, and Muon's on all matrices in their turn.
+    """FLOPs of one training step on batches of full contexts: the network's and the optimizer's.
 
     Args:
         counts_first: the step counts the experts' choices before it trains, see training/step.py.
     """
-    d, mlps = model.d_model, max(model.n_experts, 1) / muon_period(model)
-    n_parts = model.queries_per_kv + 2  # of the fused projection, see training/muon.py
-    attention = n_parts * orthogonalising(model.n_kv_heads * model.head_dim, d) + orthogonalising(d, d)
-    mlp = (3 if model.is_llama else 2) * orthogonalising(model.d_hidden, d)
     counting = blocks_flops(model, batch_size) if counts_first else 0
-    return network_flops(model, batch_size) + counting + model.n_layers * (attention + mlps * mlp)
+    return network_flops(model, batch_size) + counting + optimizer_flops(model, batch_size)
 
 
 def network_flops(model: ModelConfig, batch_size: int) -> float:
@@ -42,7 +40,13 @@ def blocks_flops(model: ModelConfig, batch_size: int) -> float:
     return network_flops(model, batch_size) / 3 - output
 
 
-def orthogonalising(n_rows: int, n_columns: int) -> float:
-    """FLOPs of Muon's iterations on one matrix."""
-    short, long = sorted((n_rows, n_columns))
-    return STEPS * (4 * short**2 * long + 2 * short**3)
+def optimizer_flops(model: ModelConfig, batch_size: int, dtype: torch.dtype = torch.float32) -> float:
+    """Muon's matrix products of one step in `dtype`, on average over the turns that matrices take."""
+    of_matrices, of_experts = muon_periods(model, batch_size * model.context_length)
+    d = model.d_model
+    n_parts = model.queries_per_kv + 2  # of the fused projection, see training/muon.py
+    attention = n_parts * orthogonalisation_flops(model.n_kv_heads * model.head_dim, d, dtype)
+    attention += orthogonalisation_flops(d, d, dtype)
+    mlp = (3 if model.is_llama else 2) * orthogonalisation_flops(model.d_hidden, d, dtype)
+    mlps = model.n_experts / of_experts if model.is_moe else 1 / of_matrices
+    return model.n_layers * (attention / of_matrices + mlps * mlp)

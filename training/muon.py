@@ -15,18 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.shards import is_shared, own, own_range
 from training.bad_steps import EXPLODED
+from training.orthogonalise import is_wide, orthogonalise
 
 MOMENTUM = 0.95
-# Jordan's quintic: five steps bring singular values of 0.01 to 1 to about 0.7 to 1.2.
-A, B, C, STEPS = 3.4445, -4.7750, 2.0315, 5
-# As in torch. An expert without tokens comes to rest as its momentum fades below this.
-SMALLEST_NORM = 1e-7
 # Matrices orthogonalised together: measured a third faster than one by one; more gain little and take memory.
 BATCH = 4
 
@@ -36,10 +34,10 @@ class Muon(torch.optim.Optimizer):
 
     With that factor one learning rate holds for all widths (Bernstein & Newhouse 2024).
 
-    Orthogonalising all experts at every step would cost several times the step itself. But an expert
-    sees top_k of n_experts tokens: only after `period` = n_experts // top_k steps has it seen as many as a
-    dense matrix sees in one. So the experts take turns: each is moved every `period` steps, by its
-    momentum over them, at √period times the rate, as for a batch so many times as large.
+    Orthogonalising all matrices at every step would cost several times the step itself. But few tokens say little of
+    a wide matrix, and an expert sees top_k of n_experts tokens. So matrices take turns, the experts of a stack and the
+    single matrices of a group: each is moved every `period` steps (`muon_periods` in training/optimizer.py), by its
+    momentum over them, and as far as in so many steps.
 
     A step is either one for all, after the backward pass, or, after `move_in_backward`, each matrix moves
     when its gradient is complete, and the gradient is freed: never do two layers' gradients exist at once.
@@ -50,7 +48,8 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         groups: dicts with `params`, each (…, out, in); `n_heads`: 0, or the heads of fused projections
-            (models/attention.py), with `queries_per_kv`; `period`: 1, or as above.
+            (models/attention.py), with `queries_per_kv`; `period`: 1, or as above. Matrices whose places in `params`
+            follow each other move one after another.
         dtype: of the orthogonalisation; its result is applied in the parameters' dtype.
         momentum_dtype: of the state; None takes the parameters'.
     """
@@ -68,25 +67,28 @@ class Muon(torch.optim.Optimizer):
         self.dtype, self.momentum_dtype = dtype, momentum_dtype
         self.norms_in_backward: list[Tensor] = []
         self._hooks = []
+        self._place = {
+            parameter: place for group in self.param_groups for place, parameter in enumerate(group["params"])
+        }
         self.is_sound = torch.tensor(True)  # bool (), on the device in training: a step that is not changes nothing
 
     @torch.no_grad()
     def step(self) -> None:
-        waiting: dict[tuple[int, ...], list[tuple[Tensor, dict, Tensor]]] = {}
+        waiting: dict[tuple[int, ...], list[Turn]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                direction_NOI = self._direction(parameter, group, self.is_sound)
+                turn = self._turn(parameter, group, self.is_sound)
                 if is_split_inside(parameter):
                     alike = (*parameter.shape[-2:], group["n_heads"], parameter.placements[0].dim - parameter.ndim)
                     enough = BATCH * parameter.device_mesh.size()
                 else:
                     # A tall matrix is orthogonalised as its transpose, together with wide ones.
-                    alike, enough = tuple(sorted(direction_NOI.shape[1:])), BATCH
+                    alike, enough = tuple(sorted(turn.directions_NOI.shape[1:])), BATCH
                 batch = waiting.setdefault(alike, [])
-                batch.append((parameter, group, direction_NOI))
-                if sum(len(directions) for *_, directions in batch) >= enough:
+                batch.append(turn)
+                if sum(len(turn.directions_NOI) for turn in batch) >= enough:
                     self._move(waiting.pop(alike), self.is_sound)
         for batch in waiting.values():
             self._move(batch, self.is_sound)
@@ -117,7 +119,7 @@ class Muon(torch.optim.Optimizer):
         whole_norm = self.state[parameter].get("whole_norm", norm)
         sound = self.is_sound & (norm <= EXPLODED * largest_norm)
         torch.nn.utils.clip_grads_with_norm_([parameter], largest_norm, torch.maximum(norm, whole_norm))
-        self._move([(parameter, group, self._direction(parameter, group, sound))], sound)
+        self._move([self._turn(parameter, group, sound)], sound)
         parameter.grad = None
 
     def end_step(self, whole_norm: Tensor) -> None:
@@ -127,11 +129,8 @@ class Muon(torch.optim.Optimizer):
                 state["whole_norm"] = torch.where(self.is_sound, whole_norm, state.get("whole_norm", 0.0))
             self.norms_in_backward.clear()
 
-    def _direction(self, parameter: Tensor, group: dict, is_sound: Tensor) -> Tensor:
-        """Takes the gradient into the momentum; the matrices that move now, (n, out, in), before orthogonalisation.
-
-        Of matrices that are split among ranks this rank's part, and fused projections unsplit.
-        """
+    def _turn(self, parameter: Tensor, group: dict, is_sound: Tensor) -> Turn:
+        """Takes the gradient into the momentum; what moves now of the parameter, and along what."""
         state, gradient = self.state[parameter], own(parameter.grad)
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter, dtype=self.momentum_dtype)
@@ -141,32 +140,47 @@ class Muon(torch.optim.Optimizer):
         # because the difference takes as much memory as the gradient.
         for m_OI, g_OI in zip(momentum.view(-1, *momentum.shape[-2:]), gradient.view(-1, *gradient.shape[-2:])):
             m_OI.add_(torch.where(is_sound, g_OI - m_OI, 0), alpha=1 - MOMENTUM)
-        momentum, gradient = (self._in_turn(stack, parameter, group) for stack in (momentum, gradient))
-        direction = gradient.lerp(momentum.to(gradient.dtype), MOMENTUM).to(self.dtype)
-        if group["n_heads"] and not is_split_inside(parameter):
-            return split_fused(direction, group["n_heads"], group["queries_per_kv"])
-        return direction.view(-1, *direction.shape[-2:])
+        moving, momentum, gradient = (
+            self._in_turn(stack, parameter, group) for stack in (own(parameter), momentum, gradient)
+        )
+        state["step"] += 1
+        directions = gradient.lerp(momentum.to(gradient.dtype), MOMENTUM).to(self.dtype)
+        if group["n_heads"] and len(directions) and not is_split_inside(parameter):
+            directions = split_fused(directions[0], group["n_heads"], group["queries_per_kv"])
+        return Turn(parameter, group, moving, directions.flatten(0, -3))
 
     def _in_turn(self, stack: Tensor, parameter: Tensor, group: dict) -> Tensor:
-        """Of this rank's part of something shaped like the parameter the experts whose turn it is; a matrix whole."""
-        period = group["period"]
-        if period == 1:
-            return stack
+        """Of this rank's part of something shaped like the parameter what has its turn, (n, …, out, in)."""
         dim, start, _ = own_range(parameter)
-        first_expert = start if dim == 0 else 0
-        return stack[(int(self.state[parameter]["step"]) - first_expert) % period :: period]
+        if parameter.ndim == 2:
+            stack, first = stack.unsqueeze(0), self._place[parameter]
+        else:
+            first = start if dim == 0 else 0
+        period = group["period"]
+        return stack[(int(self.state[parameter]["step"]) - first) % period :: period]
 
-    def _move(self, batch: list[tuple[Tensor, dict, Tensor]], is_sound: Tensor) -> None:
+    def _move(self, batch: list[Turn], is_sound: Tensor) -> None:
         """Moves parameters by their directions, which are all of one shape or its transpose."""
-        orthogonalised = orthogonalised_over_ranks if is_split_inside(batch[0][0]) else orthogonalised_here
-        for (parameter, group, _), update in zip(batch, orthogonalised(batch)):
+        batch = [turn for turn in batch if len(turn.directions_NOI)]
+        if not batch:
+            return
+        orthogonalised = orthogonalised_over_ranks if is_split_inside(batch[0].parameter) else orthogonalised_here
+        for (parameter, group, moving, _), update in zip(batch, orthogonalised(batch)):
             O, I = parameter.shape[-2:]
             O = O // (group["queries_per_kv"] + 2) if group["n_heads"] else O
-            lr = group["lr"] * math.sqrt(group["period"])
-            moving = self._in_turn(own(parameter), parameter, group)
+            lr = group["lr"] * group["period"]
             moving.mul_(torch.where(is_sound, 1 - lr * group["weight_decay"], 1.0))
-            moving.add_(torch.where(is_sound, update, 0).view_as(moving), alpha=-lr * math.sqrt(max(1, O / I)))
-            self.state[parameter]["step"] += 1
+            update = torch.where(is_sound, update, 0).view_as(moving)
+            moving.add_(update, alpha=-lr * math.sqrt(max(1, O / I)))
+
+
+class Turn(NamedTuple):
+    """What moves in one step of a parameter."""
+
+    parameter: Tensor
+    group: dict
+    moving: Tensor  # (n, …, out, in), a view of this rank's part
+    directions_NOI: Tensor  # before orthogonalisation; fused projections unsplit where ranks have parts of matrices
 
 
 def is_split_inside(parameter: Tensor) -> bool:
@@ -174,34 +188,38 @@ def is_split_inside(parameter: Tensor) -> bool:
     return is_shared(parameter) and parameter.placements[0].dim >= parameter.ndim - 2
 
 
-def orthogonalised_here(batch: list[tuple[Tensor, dict, Tensor]]) -> Iterator[Tensor]:
+def orthogonalised_here(batch: list[Turn]) -> Iterator[Tensor]:
     """The updates of a batch, each shaped like its directions, a fused projection's joined again."""
-    wide = [directions if is_wide(directions) else directions.mT for *_, directions in batch]
+    wide = [
+        directions if is_wide(directions) else directions.mT for directions in (turn.directions_NOI for turn in batch)
+    ]
     updates = orthogonalise(torch.cat(wide)).split([len(directions) for directions in wide])
-    for (_, group, directions), update in zip(batch, updates):
-        update = update if is_wide(directions) else update.mT
-        yield join_fused(update, group["n_heads"], group["queries_per_kv"]) if group["n_heads"] else update
+    for turn, update in zip(batch, updates):
+        update = update if is_wide(turn.directions_NOI) else update.mT
+        fused = turn.group["n_heads"], turn.group["queries_per_kv"]
+        yield join_fused(update, *fused) if turn.group["n_heads"] else update
 
 
-def orthogonalised_over_ranks(batch: list[tuple[Tensor, dict, Tensor]]) -> tuple[Tensor, ...]:
+def orthogonalised_over_ranks(batch: list[Turn]) -> tuple[Tensor, ...]:
     """The same of parameters that are all of one shape, and split among ranks alike, by rows or by columns."""
     from training.exchange import on_whole_matrices
 
-    parameter, group, _ = batch[0]
+    first = batch[0]
+    parameter, n_heads = first.parameter, first.group["n_heads"]
 
     def work(matrices_nOI: Tensor) -> Tensor:
         if len(matrices_nOI) == 0:  # fewer matrices than ranks
             return matrices_nOI
-        if not group["n_heads"]:
-            return next(orthogonalised_here([(parameter, group, matrices_nOI)]))
-        fused = group["n_heads"], group["queries_per_kv"]
-        parts = [(parameter, group, split_fused(matrix_OI, *fused)) for matrix_OI in matrices_nOI]
+        if not n_heads:
+            return next(orthogonalised_here([first._replace(directions_NOI=matrices_nOI)]))
+        fused = n_heads, first.group["queries_per_kv"]
+        parts = [first._replace(directions_NOI=split_fused(matrix_OI, *fused)) for matrix_OI in matrices_nOI]
         return torch.stack(list(orthogonalised_here(parts)))
 
     dim = parameter.placements[0].dim - parameter.ndim + 3
-    own_part = torch.cat([directions for *_, directions in batch])
+    own_part = torch.cat([turn.directions_NOI for turn in batch])
     updates = on_whole_matrices(work, own_part, parameter.shape[-2:], dim, parameter.device_mesh)
-    return updates.split([len(directions) for *_, directions in batch])
+    return updates.split([len(turn.directions_NOI) for turn in batch])
 
 
 def split_fused(weight_OI: Tensor, n_heads: int, queries_per_kv: int = 1) -> Tensor:
@@ -216,24 +234,3 @@ def split_fused(weight_OI: Tensor, n_heads: int, queries_per_kv: int = 1) -> Ten
 def join_fused(stack_POI: Tensor, n_heads: int, queries_per_kv: int = 1) -> Tensor:
     """The inverse of `split_fused`."""
     return stack_POI.unflatten(1, (n_heads // queries_per_kv, -1)).transpose(0, 1).flatten(0, 2)
-
-
-def is_wide(stack_NOI: Tensor) -> bool:
-    return stack_NOI.shape[-2] <= stack_NOI.shape[-1]
-
-
-def orthogonalise(stack_NOI: Tensor) -> Tensor:
-    """About U Vᵀ of each wide matrix U S Vᵀ, (n, out, in), by Newton-Schulz; a vanishing matrix stays one.
-
-    x ← (A + B x xᵀ + C (x xᵀ)²) x, in buffers that serve every iteration.
-    """
-    x = stack_NOI / torch.linalg.vector_norm(stack_NOI, dim=(-2, -1), keepdim=True).clamp(min=SMALLEST_NORM)
-    y, gram = torch.empty_like(x), x.new_empty(*x.shape[:2], x.shape[1])
-    polynomial = torch.empty_like(gram)
-    for _ in range(STEPS):
-        torch.bmm(x, x.mT, out=gram)
-        torch.bmm(gram, gram, out=polynomial)
-        polynomial.mul_(C).add_(gram, alpha=B).diagonal(dim1=-2, dim2=-1).add_(A)
-        torch.bmm(polynomial, x, out=y)
-        x, y = y, x
-    return x

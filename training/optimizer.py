@@ -5,6 +5,8 @@ Measured in docs/RECIPE.md.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,16 +25,22 @@ EMBEDDING_WIDTH = 256
 # A router is what moves all tokens at once: at the others' rate experts ran empty.
 ROUTER_SHARE = 0.05
 ROUTER_WIDTH = 128
+# A matrix moves once it has seen about so many tokens for each feature of its narrower side.
+TOKENS_A_FEATURE = 2.95
+# Momentum forgets half of a gradient in 13 steps: with longer turns much would be forgotten unseen.
+LONGEST_PERIOD = 10
 
 
 def build_optimizers(
-    model: Transformer, weight_decay: float, lean_clip: float | None = None
+    model: Transformer, weight_decay: float, tokens: int, lean_clip: float | None = None
 ) -> list[torch.optim.Optimizer]:
     """Muon and AdamW, which share out the parameters between them; weight decay for Muon's matrices alone.
 
-    The learning rate is set before each step, from the schedule.
+    The learning rate is set before each step, from the schedule. An expert's falls with the root of its share of the
+    tokens, as for a smaller batch.
 
     Args:
+        tokens: of one step, on all ranks.
         lean_clip: a number trains with little memory: momentum in bf16, matrices moved and their gradients
             clipped in the backward pass (see `Muon.move_in_backward`).
     """
@@ -52,11 +60,13 @@ def build_optimizers(
         else:
             (stacks if parameter.dim() > 2 else matrices).append(parameter)
     config = model.config
+    of_matrices, of_experts = muon_periods(config, tokens)
+    heads = {"n_heads": config.n_heads, "queries_per_kv": config.queries_per_kv}
     muon = Muon(
         [
-            {"params": fused, "n_heads": config.n_heads, "queries_per_kv": config.queries_per_kv, "share": 1.0},
-            {"params": matrices, "share": 1.0},
-            {"params": stacks, "period": muon_period(config), "share": 1.0},
+            {"params": fused, **heads, "period": of_matrices, "share": 1.0},
+            {"params": matrices, "period": of_matrices, "share": 1.0},
+            {"params": stacks, "period": of_experts, "share": math.sqrt(tokens_share(config))},
         ],
         weight_decay,
         model.compute_dtype or model.embedding.weight.dtype,
@@ -76,9 +86,22 @@ def build_optimizers(
     return [muon, adamw]
 
 
-def muon_period(config: ModelConfig) -> int:
-    """After how many steps an expert has its turn: see `Muon`."""
-    return max(1, config.n_experts // config.top_k)
+def muon_periods(config: ModelConfig, tokens: int) -> tuple[int, int]:
+    """After how many steps of so many tokens a matrix, and an expert, has its turn: see `Muon`.
+
+    To orthogonalise a matrix costs as much as some fixed number of tokens for each feature of its narrower side, so a
+    period in proportion to d_model / tokens keeps the optimizer's share of a step the same at every width and
+    batch. An expert sees top_k of n_experts tokens, and waits at least until it has seen as many as a matrix in one step.
+    """
+    share = tokens_share(config)
+    due = TOKENS_A_FEATURE * config.d_model / tokens
+    of_matrices, of_experts = (min(LONGEST_PERIOD, round(steps)) for steps in (due, due / share))
+    return max(of_matrices, 1), max(of_experts, int(1 / share))
+
+
+def tokens_share(config: ModelConfig) -> float:
+    """Of all tokens those that an expert sees where all are used alike; 1 in a dense model."""
+    return config.top_k / max(config.n_experts, config.top_k)
 
 
 def is_matrix(name: str) -> bool:

@@ -33,7 +33,8 @@ def prepare_training(
     """
     model.compute_dtype = compute_dtype
     model.keep_hidden(not is_lean)
-    return build_optimizers(model, config.weight_decay, config.grad_clip if is_lean else None)
+    tokens = config.batch_size * model.config.context_length
+    return build_optimizers(model, config.weight_decay, tokens, config.grad_clip if is_lean else None)
 
 
 def train_step(

@@ -75,7 +75,7 @@ class Trainee:
 
     @classmethod
     def new(cls, model: Transformer, state: dict | None = None, **cost) -> Trainee:
-        optimizers = build_optimizers(model, weight_decay=0.1)
+        optimizers = build_optimizers(model, weight_decay=0.1, tokens=BATCH * model.config.context_length)
         write_moments(model, optimizers, state or {})
         return cls(model, optimizers, **cost)
 

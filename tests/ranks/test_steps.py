@@ -44,6 +44,7 @@ LAYOUTS = {
     "Llama, dense": (dataclasses.replace(LLAMA, n_experts=0, n_layers=2), 0),
     "Llama, two experts each": (dataclasses.replace(LLAMA, n_experts=8), 0),
     "Llama, rows of experts": (dataclasses.replace(LLAMA, n_experts=3), 2),
+    "matrices in turn": (dataclasses.replace(GEOMETRY, d_model=64), 0),  # every second step, experts every third
     "columns, and uneven rows": (dataclasses.replace(GEOMETRY, d_model=26, n_heads=1, n_layers=1, n_experts=3), 1),
 }
 
