@@ -51,7 +51,8 @@ def duration_line(plan: Plan, config: TrainingConfig, begins_with: int, step: in
     n_steps = [max(0, n - step * (phase.number == begins_with)) for n, phase in zip(n_steps, PHASES)]
     seconds = seconds_of_phases(plan, config, n_steps)
     parts = ", ".join(f"phase {phase.number} {in_words(s)}" for phase, s in zip(PHASES, seconds) if s)
-    return f"About {in_words(sum(seconds))} of training, by timing this device now: {parts}"
+    precision = "bf16" if plan.machine.compute_dtype else "fp32"
+    return f"About {in_words(sum(seconds))} of training in {precision}, by timing this device now: {parts}"
 
 
 def in_words(seconds: float) -> str:

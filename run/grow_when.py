@@ -27,7 +27,7 @@ from training.flops import step_flops
 from training.heldout import heldout_loss
 from training.optimizer import read_moments, write_moments
 from training.ranks import team
-from training.step import prepare_training, train_step
+from training.step import counts_first, prepare_training, train_step
 from transfer.optimizer_growth import Moments, grow_optimizer_state
 
 # A phase lasts between half and four times its steps, with a trial after each 1.5-fold of them.
@@ -113,7 +113,7 @@ def try_growth(
     """
     config, progress = run.config, run.progress
     grown_geometry = run.plan.models[run.plan.models.index(model.config) + 1]
-    grown_flops = step_flops(grown_geometry, config.batch_size)
+    grown_flops = step_flops(grown_geometry, config.batch_size, counts_first(grown_geometry, config))
     n_steps = int(TRIAL_SHARE / 2 * progress.flops / grown_flops)
     if n_steps < FEWEST_STEPS or grown_geometry == model.config:
         return None
@@ -122,7 +122,7 @@ def try_growth(
     def train(contender: Transformer, moments: Moments) -> float:
         optimizers = prepare_training(contender, config, run.compute_dtype, run.plan.is_lean)
         write_moments(contender, optimizers, moments)
-        step_cost = step_flops(contender.config, config.batch_size)
+        step_cost = step_flops(contender.config, config.batch_size, counts_first(contender.config, config))
         for step in range(round(flops / step_cost)):
             train_step(contender, optimizers, run.batch(progress.steps + step), rate, config)
             progress.flops += step_cost

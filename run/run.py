@@ -24,6 +24,7 @@ from training.device import to_device, wait_for
 from training.flops import step_flops
 from training.plan import Plan
 from training.ranks import team
+from training.step import counts_first
 from transfer.optimizer_growth import Moments
 
 
@@ -74,7 +75,8 @@ class Run:
 
     def count_step(self, model: ModelConfig) -> None:
         n_tokens = self.config.batch_size * self.config.context_length
-        self.progress.count_step(n_tokens, step_flops(model, self.config.batch_size))
+        flops = step_flops(model, self.config.batch_size, counts_first(model, self.config))
+        self.progress.count_step(n_tokens, flops)
 
     @property
     def tokens_seen(self) -> int:

@@ -74,6 +74,8 @@ def print_plan(config: TrainingConfig, device: torch.device) -> None:
     print(plan.table())
     if not plan.advice:
         print(duration_line(plan, config, config.start_phase))
+        if config.precision == "auto":
+            print("A run takes bf16 where that is faster here; --precision bf16 shows memory and time with it")
 
 
 @dataclass

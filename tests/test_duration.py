@@ -9,7 +9,7 @@ from config import PRESETS
 from run.console import duration_line, in_words
 from training import duration
 from training.duration import seconds_of_phases, seconds_per_pass
-from training.flops import network_flops, step_flops
+from training.flops import blocks_flops, network_flops, step_flops
 from training.plan import Machine, make_plan
 
 TINY = PRESETS["tiny"]
@@ -35,8 +35,11 @@ def test_each_phase_takes_its_steps_at_the_rate_of_its_kind(plan):
 
 
 def test_parts_of_a_batch_are_timed_as_parts(plan):
+    """Of a mixture of experts with the pass that counts the choices of all parts first."""
     whole = seconds_of_phases(plan, TINY, [1, 1, 1])
-    assert seconds_of_phases(plan, dataclasses.replace(TINY, accumulate=4), [1, 1, 1]) == pytest.approx(whole)
+    counting = [0.0, *(SECONDS_PER_FLOP[True] * blocks_flops(model, TINY.batch_size) for model in plan.models[1:])]
+    expected = [seconds + more for seconds, more in zip(whole, counting)]
+    assert seconds_of_phases(plan, dataclasses.replace(TINY, accumulate=4), [1, 1, 1]) == pytest.approx(expected)
 
 
 def test_a_run_that_goes_on_is_told_of_what_is_left(plan):
@@ -51,6 +54,12 @@ def test_a_phase_that_has_outlasted_its_steps_takes_no_time_back(plan):
     left = sum(seconds_of_phases(plan, TINY, [0, 0, TINY.steps_phase3]))
     line = duration_line(plan, TINY, begins_with=2, step=3 * TINY.steps_phase2)
     assert f"About {in_words(left)} of training" in line and "phase 2" not in line and "-" not in line
+
+
+def test_the_precision_is_told_with_the_time(plan):
+    assert "of training in fp32," in duration_line(plan, TINY, begins_with=1)
+    lower = dataclasses.replace(plan, machine=dataclasses.replace(plan.machine, compute_dtype=torch.bfloat16))
+    assert "of training in bf16," in duration_line(lower, TINY, begins_with=1)
 
 
 def test_times_are_told_in_the_unit_that_people_plan_by():

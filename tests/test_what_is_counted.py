@@ -3,15 +3,19 @@
 import shutil
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from config import ModelConfig, TrainingConfig
 from hugging_face.model_card import model_card
-from models import load_model
+from models import build_dense_model, build_moe_model, load_model
 from phases import HISTORY_NAME, REPORT_NAME, phase_of
 from report.history import read_history
 from run.run_state import read_run_state
 from tests.faults import kill_points
 from tests.faults.runs import Workshop, resume
 from training.flops import step_flops
+from training.step import counts_first, prepare_training, train_step
 
 # As the small runs of tests/faults are.
 TOKENS_A_STEP, STEPS = 4 * 32, (40, 30, 30)
@@ -45,6 +49,24 @@ def test_a_run_from_a_later_phase_counts_only_what_it_did(phase, shop, tmp_path)
     assert f"{TOKENS_A_STEP * len(steps) / 1e3:.3g}\N{NO-BREAK SPACE}k" in report
     card = model_card(load_model(folder / phase_of(3).file).config, folder / phase_of(3).file, "late")
     assert f"| {TOKENS_A_STEP * len(steps):,} |" in card
+
+
+@pytest.mark.parametrize("build, n_experts", [(build_dense_model, 0), (build_moe_model, 4)])
+def test_a_batch_in_parts_costs_the_pass_that_counts_choices(build, n_experts):
+    """Beside torch's own counter, which counts attention in the kernel's way: a small part of this model."""
+    geometry = ModelConfig(211, 96, 3, 2, n_experts=n_experts, context_length=16)
+    tokens_BT = torch.randint(211, (8, 17), generator=torch.Generator().manual_seed(0))
+    counted, measured = [], []
+    for accumulate in (1, 4):
+        config = TrainingConfig(batch_size=8, context_length=16, accumulate=accumulate, memory="full")
+        model = build(geometry)
+        optimizers = prepare_training(model, config, None, is_lean=False)
+        with FlopCounterMode(display=False) as counter:
+            train_step(model, optimizers, tokens_BT, 0.01, config)
+        measured.append(counter.get_total_flops())
+        counted.append(step_flops(geometry, 8, counts_first(geometry, config)))
+    assert counted[1] - counted[0] == pytest.approx(measured[1] - measured[0], rel=0.05)
+    assert (counted[1] > counted[0]) == (n_experts > 0)
 
 
 def test_a_run_resumed_with_another_batch_size_measures_the_same_stories(shop, tmp_path):

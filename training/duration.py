@@ -16,6 +16,7 @@ from config import ModelConfig, TrainingConfig
 from models import Transformer, next_token_loss
 from training.flops import network_flops, step_flops
 from training.plan import Plan
+from training.step import counts_first
 
 # A device that needs longer for its passes is timed by fewer of them.
 LONGEST_TIMING = 2.0
@@ -48,6 +49,6 @@ def seconds_of_phases(plan: Plan, config: TrainingConfig, n_steps: list[int]) ->
             seconds = seconds_per_pass(block, rows, machine.device, machine.compute_dtype)
             seconds_per_flop[model.is_moe] = seconds / network_flops(block, rows)
     return [
-        steps * step_flops(model, config.batch_size) * seconds_per_flop[model.is_moe]
+        steps * step_flops(model, config.batch_size, counts_first(model, config)) * seconds_per_flop[model.is_moe]
         for steps, model in zip(n_steps, plan.models)
     ]

@@ -13,9 +13,14 @@ from training.orthogonalise import orthogonalisation_flops
 
 
 @lru_cache
-def step_flops(model: ModelConfig, batch_size: int) -> float:
-    """FLOPs of one training step on batches of full contexts: the network's and the optimizer's."""
-    return network_flops(model, batch_size) + optimizer_flops(model, batch_size)
+def step_flops(model: ModelConfig, batch_size: int, counts_first: bool = False) -> float:
+    """FLOPs of one training step on batches of full contexts: the network's and the optimizer's.
+
+    Args:
+        counts_first: the step counts the experts' choices before it trains, see training/step.py.
+    """
+    counting = blocks_flops(model, batch_size) if counts_first else 0
+    return network_flops(model, batch_size) + counting + optimizer_flops(model, batch_size)
 
 
 def network_flops(model: ModelConfig, batch_size: int) -> float:
@@ -27,6 +32,12 @@ def network_flops(model: ModelConfig, batch_size: int) -> float:
     weights = 6 * (count_parameters(model).active - looked_up)
     attention = 6 * model.n_layers * model.context_length * model.d_model
     return batch_size * model.context_length * (weights + attention)
+
+
+def blocks_flops(model: ModelConfig, batch_size: int) -> float:
+    """Forward pass of the blocks alone: a third of the network's, without the output matrix."""
+    output = 2 * batch_size * model.context_length * model.vocab_size * model.d_model
+    return network_flops(model, batch_size) / 3 - output
 
 
 def optimizer_flops(model: ModelConfig, batch_size: int, dtype: torch.dtype = torch.float32) -> float:

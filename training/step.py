@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from config import TrainingConfig
+from config import ModelConfig, TrainingConfig
 from models import Routing, Transformer, next_token_loss, router_loss
 from models.shards import whole
 from training.bad_steps import is_sound
@@ -56,7 +56,7 @@ def train_step(
     set_learning_rate(optimizers, rate)
 
     losses, routings, parts = [], [], tokens_BT.chunk(config.accumulate)
-    slots_of_batch = slots_of(model, parts) if len(parts) > 1 and config.balance_weight else []
+    slots_of_batch = slots_of(model, parts) if counts_first(model.config, config) else []
     shares = [len(part_BT) / len(tokens_BT) for part_BT in parts]
     for part_BT, share in zip(parts, shares):
         # Forward: the language-model loss, and how the routers have shared out the tokens.
@@ -89,16 +89,19 @@ def train_step(
     return loss, merged(routings, shares), grad_norm
 
 
+def counts_first(model: ModelConfig, config: TrainingConfig) -> bool:
+    """Whether a step counts how often experts are chosen before it trains, see `slots_of`."""
+    return model.is_moe and config.accumulate > 1 and config.balance_weight > 0
+
+
 @torch.no_grad()
 def slots_of(model: Transformer, parts: tuple[Tensor, ...]) -> list[Tensor]:
-    """How often each layer's experts are chosen in all parts of a batch, int64 (n_experts,); none for a dense model.
+    """How often each layer's experts are chosen in all parts of a batch, int64 (n_experts,).
 
     The balance loss of a batch is E · Σₑ fₑ Pₑ. Its Pₑ is a mean over parts, whose gradients add up; but each of those
     gradients needs fₑ, the counts of all parts, before the first backward pass. So there is a forward pass of the blocks
     more, a third of what they take, and nothing of it is kept.
     """
-    if not model.config.is_moe:
-        return []
     by_part = [model.hidden(part_BT[:, :-1])[1] for part_BT in parts]
     model.rest()
     slots = [sum(routing.slots_per_expert_E for routing in layer) for layer in zip(*by_part)]
