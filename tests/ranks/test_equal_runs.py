@@ -3,12 +3,18 @@
 import pytest
 import torch
 
+from config import PRESETS
 from models import load_model
 from phases import PHASES
 from run import grow_when
-from tests.ranks.worlds import LOSSES, differences, rows_of
+from tests.ranks.worlds import LOSSES, STEPS, differences, rows_of
 
 TOLERANCE = 1e-5
+# How far the steps of a run can move a matrix in each of its directions: orthogonalised steps are as long as their rate.
+RATES = STEPS * (PRESETS["tiny"].lr_phase1 + PRESETS["tiny"].lr_phase2 + PRESETS["tiny"].lr_phase3)
+# Of that, what rounding may turn. Orthogonalising carries it far where a singular value is small, so some single
+# weights part by more; a matrix that moved otherwise parts by a tenth and more of it.
+TURNED = 1e-3
 
 
 @pytest.fixture(params=["two", pytest.param("four", marks=pytest.mark.slow)])
@@ -36,7 +42,9 @@ def test_model_files_are_those_of_one_rank(one, several):
         assert list(alone["weights"]) == list(shared["weights"])
         for key, weight in alone["weights"].items():
             assert type(shared["weights"][key]) is type(weight)
-            torch.testing.assert_close(shared["weights"][key], weight, atol=1e-4, rtol=1e-3)
+            n_directions = weight.numel() / (max(weight.shape[-2:]) if weight.ndim > 1 else 1)
+            parted = (shared["weights"][key] - weight).norm().item() / (RATES * n_directions**0.5)
+            assert parted <= TURNED, (name, key, parted)
         load_model(several / name)
 
 
