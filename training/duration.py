@@ -1,4 +1,4 @@
-"""How long a run will take, told before it starts: one block of each kind is timed, and its rate carries the rest.
+"""How long a run will take, told before it starts: one block of each phase is timed, and its rate carries the rest.
 
 The rate is what the device computes of the network's FLOPs in a forward and a backward pass, with the run's width, batch,
 vocabulary and precision; Muon's products are taken to go at the same rate. Held-out losses, checks, stories and files
@@ -42,13 +42,11 @@ def seconds_per_pass(
 def seconds_of_phases(plan: Plan, config: TrainingConfig, n_steps: list[int]) -> list[float]:
     """About how long so many steps of each phase will take, in seconds; for a run of one process."""
     machine, rows = plan.machine, -(-config.batch_size // config.accumulate)
-    seconds_per_flop: dict[bool, float] = {}
-    for model in plan.models:
-        if model.is_moe not in seconds_per_flop:
-            block = dataclasses.replace(model, n_layers=1)
-            seconds = seconds_per_pass(block, rows, machine.device, machine.compute_dtype)
-            seconds_per_flop[model.is_moe] = seconds / network_flops(block, rows)
-    return [
-        steps * step_flops(model, config.batch_size, counts_first(model, config)) * seconds_per_flop[model.is_moe]
-        for steps, model in zip(n_steps, plan.models)
-    ]
+
+    def seconds(steps: int, model: ModelConfig) -> float:
+        block = dataclasses.replace(model, n_layers=1)
+        timed = seconds_per_pass(block, rows, machine.device, machine.compute_dtype)
+        flops = steps * step_flops(model, config.batch_size, counts_first(model, config))
+        return flops * timed / network_flops(block, rows)
+
+    return [seconds(steps, model) if steps else 0.0 for steps, model in zip(n_steps, plan.models)]
