@@ -245,7 +245,7 @@ def test_a_section_that_fails_or_has_no_time_left_is_reported_and_keeps_its_rows
     assert rows == [{"a": 1}] and reports == [1]
     assert gpu.run_section("phases", a_bench(0), rows, lambda: None) == "stopped: the time was up"
     problem = gpu.run_section("card", a_bench(60), [], lambda: None)
-    assert problem.startswith("failed: the card run ended with exit code 2")
+    assert problem.startswith("failed: the reference run ended with exit code 2")
 
 
 def test_only_warnings_of_synchronisation_count():
