@@ -70,13 +70,8 @@ def finish(run: Run, phase: Phase) -> None:
     progress, losses = run.progress, run.progress.losses
     progress.tick()
     losses["total_drop"] = losses[f"phase{phase.number}_first"] - losses[f"phase{phase.number}_final"]
-    run.history.write(
-        "summary",
-        seconds=round(progress.seconds, 1),
-        flops=progress.flops,
-        skipped_steps=progress.skipped_steps,
-        **losses,
-    )
+    counted = {"seconds": round(progress.seconds, 1), "flops": progress.flops, "skipped_steps": progress.skipped_steps}
+    run.history.write("summary", **counted, **losses)
     with decoration("the boundary summary"):
         print(boundary_summary(losses, run.data.bytes_per_token))
 
