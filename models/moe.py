@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from config import ModelConfig
 from models.experts import apply_experts, assign_slots
 from models.layers import MLP
+from models.lean import InTwoParts
 from models.products import linear
 
 
@@ -40,7 +41,7 @@ class Routing(NamedTuple):
         return len(share_E) * (share_E * self.probability_E).sum()
 
 
-class StackedLinear(nn.Module):
+class StackedLinear(InTwoParts):
     """The parameters of one linear layer per expert: stacks of those of `linear`, (E, …, out, in) and (E, out)."""
 
     def __init__(self, n_experts: int, linear: nn.Linear):
@@ -89,7 +90,8 @@ class MoE(nn.Module):
         chosen_logits_Nk, expert_Nk = logits_NE.topk(self.top_k, dim=-1)
         slots = assign_slots(expert_Nk, self.n_experts, x_ND.dtype)
         up, down = (self.up.weight, self.up.bias), (self.down.weight, self.down.bias)
-        y_ND = apply_experts(x_ND, chosen_logits_Nk, slots, up, down, self.keeps_hidden, self.is_gated)
+        lows = self.up.low, self.down.low
+        y_ND = apply_experts(x_ND, chosen_logits_Nk, slots, up, down, self.keeps_hidden, self.is_gated, lows)
         return y_ND.view_as(x_BTD), self.routing(logits_NE, slots.slots_per_expert_E)
 
     def routing(self, logits_NE: Tensor, slots_per_expert_E: Tensor) -> Routing:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from config import UserError
 from models import Transformer
+from models.lean import keep_weights
 from phases import Phase
 from run.console import jump_verdict
 from run.decoration import decoration
@@ -41,6 +42,7 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
     config, losses = run.config, run.progress.losses
     from_phase, to_phase = phase.before.number, phase.number
     loss_before, loss_after = (heldout_loss(model, run.heldout) for model in (old_model, new_model))
+    loss_exact = loss_after
     n_near_ties = 0
     if not abs(loss_after - loss_before) <= LARGEST_JUMP:
         loss_after, n_near_ties = without_near_ties(run, old_model, new_model, loss_after)
@@ -59,6 +61,9 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
         print(f"  near-ties: {n_near_ties} choices of experts, left out of the loss after growth")
     if told:
         print(f"  Story of the grown model: {told}")
+    rounding = rounding_cost(run, new_model, loss_exact) if run.plan.is_lean else 0.0
+    if run.plan.is_lean:
+        print(f"  Its matrices are now kept in three bytes a weight: held-out loss {rounding:+.1e}")
     losses.setdefault(f"phase{from_phase}_final", loss_before)  # of a run that started here
     losses[f"phase{to_phase}_first"] = loss_after
     losses[phase.jump_name] = jump
@@ -70,6 +75,7 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
         loss_after=loss_after,
         jump=jump,
         near_ties_left_out=n_near_ties,
+        rounding=rounding,
         bits_per_byte=bits_per_byte(loss_after, run.data.bytes_per_token),
         same_story=same_story,
         tokens=run.tokens_seen,
@@ -93,6 +99,12 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
     if failed:
         print(f"  ⚠️ going on although these failed: {'; '.join(failed)}")
     record_liveness(run, phase, new_model, steps=0)
+
+
+def rounding_cost(run: Run, model: Transformer, loss: float) -> float:
+    """Keeps the model's weights as lean memory does, in place; returns by how much its held-out `loss` rises."""
+    keep_weights(model, in_two_parts=True)
+    return heldout_loss(model, run.heldout) - loss
 
 
 def failures(results: list[CheckResult], jump: float, same_story: bool | None) -> list[str]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from models import Transformer
-from models.shards import empty_like, filling, whole
+from models.shards import empty_like, filling, whole_parameter
 from models.transformer import RESIDUAL_WRITERS, initialise_parameter
 from transfer.growth_maps import AxisMap, GrowthMaps
 from transfer.new_routers import turn_from_mean
@@ -83,7 +83,6 @@ def scale_bilaterally(
     maps = GrowthMaps.between(old_model.config, config)
     new_model = empty_like(old_model, config)
     new_model.compute_dtype = old_model.compute_dtype
-    old_parameters = dict(old_model.named_parameters())
     drawn_for = f"grown to {config.d_model} × {config.n_layers}"
 
     for name, parameter in new_model.named_parameters():
@@ -93,7 +92,7 @@ def scale_bilaterally(
             if old_name is None:
                 identity_parameter(name, value, config.n_layers, generator)
             else:
-                old = whole(old_parameters[old_name])
+                old = whole_parameter(old_model, old_name)
                 value.copy_(grown_parameter(name, old, maps, noise_std, generator))
     if tokens_BT is not None and config.is_moe:
         turn_from_mean(new_model, maps.new_blocks, tokens_BT)
