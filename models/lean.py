@@ -59,10 +59,9 @@ class Joined(torch.autograd.Function):
 
 def split(exact: Tensor) -> tuple[Tensor, Tensor]:
     """An fp32 tensor as bf16 and int8 ones of its shape. Of the largest numbers, above 3.39e38, the bf16 is infinite."""
-    exact = torch.where(exact.isnan(), NOT_A_NUMBER, exact)
-    bits = exact.view(torch.int32).add(0x80).bitwise_right_shift_(8)
+    bits = torch.where(exact.isnan(), NOT_A_NUMBER, exact).view(torch.int32).add_(0x80).bitwise_right_shift_(8)
     high = bits.add(0x80).bitwise_right_shift_(8)
-    low = bits.sub_(high * 256)
+    low = bits.sub_(high, alpha=256)
     return high.to(torch.int16).view(torch.bfloat16), low.to(torch.int8)
 
 
@@ -122,10 +121,10 @@ def compressed(values: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (…, out, in) as int8 and the largest of each, fp32 (…, out, 1); `expanded` is about the inverse."""
     scale = values.abs().amax(-1, keepdim=True)
     share = (values / scale.clamp(min=torch.finfo(torch.float32).tiny)).abs_().sqrt_().mul_(STEPS).round_()
-    return (share * values.sign()).to(torch.int8), scale
+    return share.copysign_(values).to(torch.int8), scale
 
 
 def expanded(codes: Tensor, scale: Tensor) -> Tensor:
     """fp32, of which `compressed` makes the same two again."""
     share = codes.to(torch.float32).div_(STEPS)
-    return (share * share.abs()).mul_(scale)
+    return share.mul_(share.abs()).mul_(scale)

@@ -161,7 +161,7 @@ def test_device_check_catches_kernels_that_compute_something_else(fault, dtype, 
         "no attention": (F, "scaled_dot_product_attention", lambda q, k, v, is_causal: 0 * attention(q, k, v)),
         "no experts": (experts_module, "linear", lambda *a: 0 * linear(*a)),
         "no GELU": (F, "gelu", lambda x: x),
-        "wrong experts": (experts_module, "linear", lambda x, w, b, run: linear(x, w.flip(0), b, run)),
+        "wrong experts": (experts_module, "linear", lambda x, stack, b, run: linear(x, (stack[0].flip(0), None), b, run)),
         "no positions": (attention_module, "apply_rope", lambda x, cos, sin: 1 * x),
     }[fault]
     right = self_check.logits_and_gradients

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -190,19 +191,23 @@ class Muon(torch.optim.Optimizer):
             O, I = parameter.shape[-2:]
             O = O // (group["queries_per_kv"] + 2) if group["n_heads"] else O
             lr = group["lr"] * group["period"]
-            kept, moving = self._moving(parameter, in_turn)
-            moving.mul_(torch.where(is_sound, 1 - lr * group["weight_decay"], 1.0))
-            update = torch.where(is_sound, update, 0).view_as(moving)
-            moving.add_(update, alpha=-lr * math.sqrt(max(1, O / I)))
-            if len(kept) == 2:
-                store(moving, *kept)
+            decay = torch.where(is_sound, 1 - lr * group["weight_decay"], 1.0)
+            for place, update in zip(in_turn, update.unflatten(0, (len(in_turn), -1))):
+                with self._as_numbers(parameter, place) as moving:
+                    update = torch.where(is_sound, update, 0).view_as(moving)
+                    moving.mul_(decay).add_(update, alpha=-lr * math.sqrt(max(1, O / I)))
 
-    def _moving(self, parameter: Tensor, in_turn: range) -> tuple[list[Tensor], Tensor]:
-        """What moves as it is kept, one or two parts (n, …, out, in), and as the numbers that it is; the same where it is
-        one part."""
+    @contextmanager
+    def _as_numbers(self, parameter: Tensor, place: int) -> Iterator[Tensor]:
+        """What is at a place of this rank's part of the parameter, `as_stack`, to be changed in place; one matrix at a
+        time, because two parts take twice as much memory when they are joined."""
         parts = [parameter.detach()] + ([self.lows[parameter]] if parameter in self.lows else [])
-        kept = [as_stack(own(part))[in_turn.start :: in_turn.step] for part in parts]
-        return kept, joined(*kept) if len(kept) == 2 else kept[0]
+        parts = [as_stack(own(part))[place] for part in parts]
+        if len(parts) == 1:
+            yield parts[0]
+        else:
+            yield (exact := joined(*parts))
+            store(exact, *parts)
 
 
 class Turn(NamedTuple):
