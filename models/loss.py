@@ -71,6 +71,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 d_output_VD = torch.zeros_like(output_VD) if d_output_VD is None else d_output_VD
                 for d_output, d_logits in zip(d_output_VD.split(IDS_AT_ONCE), probability.split(IDS_AT_ONCE, dim=1)):
                     d_output += (d_logits.T @ hidden).to(d_output.dtype)
+                del d_logits
+            del probability  # before the next chunk's are there
         ctx.save_for_backward(d_hidden_ND, d_output_VD)
         return total
 

@@ -41,11 +41,8 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
     """
     config, losses = run.config, run.progress.losses
     from_phase, to_phase = phase.before.number, phase.number
-    loss_before, loss_after = (heldout_loss(model, run.heldout) for model in (old_model, new_model))
-    loss_exact = loss_after
-    n_near_ties = 0
-    if not abs(loss_after - loss_before) <= LARGEST_JUMP:
-        loss_after, n_near_ties = without_near_ties(run, old_model, new_model, loss_after)
+    loss_before = heldout_loss(old_model, run.heldout)
+    loss_after, n_near_ties = loss_beside(run, old_model, new_model, loss_before)
     jump = loss_after - loss_before
     same_story, told = None, ""
     if config.sample_tokens:
@@ -61,8 +58,10 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
         print(f"  near-ties: {n_near_ties} choices of experts, left out of the loss after growth")
     if told:
         print(f"  Story of the grown model: {told}")
-    rounding = rounding_cost(run, new_model, loss_exact) if run.plan.is_lean else 0.0
+    rounding = 0.0
     if run.plan.is_lean:
+        keep_weights(new_model, in_two_parts=True)
+        rounding = loss_beside(run, old_model, new_model, loss_after)[0] - loss_after
         print(f"  Its matrices are now kept in three bytes a weight: held-out loss {rounding:+.1e}")
     losses.setdefault(f"phase{from_phase}_final", loss_before)  # of a run that started here
     losses[f"phase{to_phase}_first"] = loss_after
@@ -101,10 +100,12 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
     record_liveness(run, phase, new_model, steps=0)
 
 
-def rounding_cost(run: Run, model: Transformer, loss: float) -> float:
-    """Keeps the model's weights as lean memory does, in place; returns by how much its held-out `loss` rises."""
-    keep_weights(model, in_two_parts=True)
-    return heldout_loss(model, run.heldout) - loss
+def loss_beside(run: Run, old_model: Transformer, new_model: Transformer, expected: float) -> tuple[float, int]:
+    """The new model's held-out loss; where it is not as `expected`, without near-ties that turned, and their number."""
+    loss = heldout_loss(new_model, run.heldout)
+    if abs(loss - expected) <= LARGEST_JUMP:
+        return loss, 0
+    return without_near_ties(run, old_model, new_model, loss)
 
 
 def failures(results: list[CheckResult], jump: float, same_story: bool | None) -> list[str]:

@@ -28,8 +28,9 @@ from training.optimizer import is_matrix, moment_bytes
 
 GB = 1e9
 PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
-# Copies of the largest matrix while it grows, or while a check compares its gradient's rows.
-ONE_AT_A_TIME = 3
+# Of the largest matrix, or stack of experts, what is there beside it while it grows, or of its gradient while a check compares
+# that one's rows.
+ONE_AT_A_TIME = 1.3
 # With lean memory, for each number of a matrix that Muon moves: its gradient, momentum and weight in fp32, and steps between.
 MUON_BYTES = 24
 
