@@ -105,10 +105,11 @@ def take_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     Raises:
         RuntimeError, AttributeError: they are not those of the model.
     """
-    for name, value in weights.items():
+    for name in weights:
         layer_name, _, kind = name.rpartition(".")
         if kind == "weight_low":
-            model.get_submodule(layer_name).weight_low = torch.empty_like(value, device="meta")
+            layer = model.get_submodule(layer_name)
+            layer.weight_low = torch.empty_like(layer.weight, dtype=torch.int8)
     model.load_state_dict(weights, assign=True)
 
 
