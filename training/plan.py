@@ -149,38 +149,54 @@ def gathered_bytes(model: ModelConfig) -> float:
 def activation_bytes(
     model: ModelConfig, tokens: int, device: torch.device, compute_dtype: torch.dtype | None, is_lean: bool
 ) -> float:
-    """What the backward pass needs of the forward pass, in bytes.
+    """What the backward pass needs of the forward pass, in bytes: of all layers, of the last norm (its input in fp32, and
+    the gradient of its output), and of the loss or of the layer that it is at, whichever is larger: when it comes to the
+    layers the logits are gone."""
+    kept, passing = layer_bytes(model, tokens, device, compute_dtype, is_lean)
+    size = compute_dtype.itemsize if compute_dtype else 4
+    head = loss_bytes(model, tokens, device, size) + output_gradient_bytes(model)
+    return model.n_layers * kept + (4 + size) * tokens * model.d_model + max(head, passing)
 
-    Per token and layer, in multiples of d_model: two residuals in fp32; in the compute dtype the
+
+def layer_bytes(
+    model: ModelConfig, tokens: int, device: torch.device, compute_dtype: torch.dtype | None, is_lean: bool
+) -> tuple[float, float]:
+    """What one layer keeps for its backward pass, and what that takes besides and frees again, in bytes.
+
+    Per token, in multiples of d_model: two residuals in fp32; in the compute dtype the
     norm's output, q|k|v, turned q and k, attention's output twice, the second norm's output, where queries share
     them keys and values once for each, and of the MLP the hidden units before and after GELU, of SwiGLU gate, up,
     the turned gate and their product; of an MoE those (without the turned gate) and its output, top_k times. In a lower
     precision the rounded matrices of attention and of a dense MLP as well, and the router's input in fp32.
 
-    With lean memory attention, up to the second norm's output, is computed again, in one layer at a time; of an MoE its
-    output alone is kept, and nothing of its router. Its matrices are bf16 already; in fp32 those of a dense MLP are copied.
+    With lean memory attention is computed again, up to its output; of an MoE its output alone is kept, and nothing of
+    its router. Its matrices are bf16 already; in fp32 those of a dense MLP are copied.
 
     On MPS no fused attention can be trained: torch's composite one keeps q, k and v in fp32, its output once, and for
-    each head the probabilities of every token over all tokens. Its backward pass makes two more of those, of one
-    layer at a time, when the logits are gone.
+    each head the probabilities of every token over all tokens. Its backward pass makes two more of those.
     """
     size = compute_dtype.itemsize if compute_dtype else 4
     kv, hidden = 1 / model.queries_per_kv, model.hidden_ratio
-    attention, probabilities = (6 + 3 * kv + (2 if model.queries_per_kv > 1 else 0)) * size, 0
+    features, probabilities = tokens * model.d_model, 0
+    # Of the norm before attention up to what attention gives.
+    attention = (5 + 3 * kv + (2 if model.queries_per_kv > 1 else 0)) * size
+    if device.type == "mps":
+        attention, probabilities = 3 * 4 + 2 * size, 4 * tokens * model.n_heads * model.context_length
     mlp = (4 if model.is_llama else 2) * hidden
     if model.is_moe:
         mlp = model.top_k * (1 if is_lean else 1 + (3 if model.is_llama else 2) * hidden)
-    if device.type == "mps":
-        attention, probabilities = 3 * 4 + 3 * size, 4 * tokens * model.n_heads * model.context_length
-    features = tokens * model.d_model
     is_copied = compute_dtype is None if is_lean else compute_dtype is not None
     matrix = size * model.d_model**2 if is_copied else 0
-    of_mlp = 0 if model.is_moe else matrix * (3 if model.is_llama else 2) * hidden
-    of_attention = features * (attention - size) + probabilities + matrix * (2 + 2 * kv)
-    router = 4 * features if model.is_moe and compute_dtype and not is_lean else 0
-    per_layer = features * (2 * 4 + size + mlp * size) + of_mlp + router + (0 if is_lean else of_attention)
-    head = loss_bytes(model, tokens, device, size) + output_gradient_bytes(model)
-    return model.n_layers * per_layer + max(head, 2 * probabilities + (of_attention if is_lean else 0))
+    of_attention = features * attention + probabilities + matrix * (2 + 2 * kv)
+    of_mlp = features * (1 + mlp) * size
+    if not model.is_moe:
+        of_mlp += matrix * (3 if model.is_llama else 2) * hidden
+    elif compute_dtype and not is_lean:
+        of_mlp += 4 * features
+    residuals = 2 * 4 * features
+    if is_lean:
+        return residuals + of_mlp, of_attention + 2 * probabilities
+    return residuals + of_attention + of_mlp, 2 * probabilities
 
 
 def loss_bytes(model: ModelConfig, tokens: int, device: torch.device, size: int) -> float:

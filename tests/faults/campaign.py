@@ -1,9 +1,8 @@
 """Everything that the tests in this folder do a selection of.   python -m tests.faults.campaign
 
-With `--memory lean` the runs keep their weights in three bytes; with `--only kills` nothing but kills is done.
 Kills at every named point and at random moments, truncations and flipped bits, mistakes, decorations that break. Prints what was done
 and what went wrong; exit code 0 if nothing did. Runs on one thread; how long it takes stands in
-docs/RELIABILITY.md.
+docs/RELIABILITY.md. `--memory lean --only kills` does the kills alone, in runs that keep their weights in three bytes.
 """
 
 from __future__ import annotations
