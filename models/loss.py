@@ -23,10 +23,10 @@ def tokens_per_chunk(device: torch.device) -> int:
     """Tokens whose logits exist at once.
 
     Each chunk costs a pass over the output matrix's gradient, and holds its logits twice: at 50 k ids and in bf16
-    200 MB for 1,024 tokens. A GPU wants more rows; on MPS a product with 50 k outputs is wrong from
-    9 × 1024 rows on (pytorch #122045).
+    200 MB for 1,024 tokens. A large GPU wants more rows; a Mac has the memory of its CPU, and there a product with 50 k
+    outputs is wrong from 9 × 1024 rows on (pytorch #122045).
     """
-    return 1024 if device.type == "cpu" else 4096
+    return 4096 if device.type == "cuda" else 1024
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

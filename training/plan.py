@@ -32,7 +32,7 @@ PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
 # that one's rows.
 ONE_AT_A_TIME = 1.3
 # With lean memory, for each number of a matrix that Muon moves: its gradient, momentum and weight in fp32, and steps between.
-MUON_BYTES = 24
+MUON_BYTES = 21
 
 
 @dataclass(frozen=True)
