@@ -25,13 +25,6 @@ TOKENS = torch.randint(4097, (2, 24), generator=torch.Generator().manual_seed(0)
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    return pytest.importorskip(
-        "transformers", reason="transformers is in requirements-dev.txt, on Python 3.11 and newer"
-    )
-
-
 @pytest.fixture
 def source(tmp_path, tokenizer_json):
     """A folder as the hub has it, in the older style of released models: `rotary_pct`, fp16, masks beside weights."""

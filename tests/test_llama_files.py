@@ -37,13 +37,6 @@ TOKENS = torch.randint(4097, (2, 48), generator=torch.Generator().manual_seed(0)
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    return pytest.importorskip(
-        "transformers", reason="transformers is in requirements-dev.txt, on Python 3.11 and newer"
-    )
-
-
 @torch.no_grad()
 def drift(model, peer, tokens=TOKENS) -> float:
     expected = peer(tokens).logits
