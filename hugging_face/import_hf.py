@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from command_line import OneLineParser, require_writable, run_command
+from command_line import OneLineParser, require_new_file, run_command
 from config import ModelConfig, UserError
 from data.network import reachable
 from data.tokenizer import load_tokenizer, tokenizer_name
@@ -93,7 +93,7 @@ def import_hf(source: str, out: Path, context_length: int | None = None) -> None
     Raises:
         UserError: the source cannot be had or read, our models cannot compute what it does, or nothing can be written.
     """
-    require_writable(out, Path(source))
+    require_new_file(out, Path(source))
     folder = Path(source) if Path(source).is_dir() else downloaded(source)
     tokenizer_path = folder / "tokenizer.json"
     if not tokenizer_path.is_file():
