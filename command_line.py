@@ -115,7 +115,7 @@ def run_to_its_end(work: Callable[[], int | None], ending: Ending) -> int:
         return code
 
 
-def require_writable(out: Path, checkpoint: Path) -> None:
+def require_new_file(out: Path, checkpoint: Path) -> None:
     """Raises UserError unless a new file can be written at `out`: growing takes too long to learn it afterwards."""
     if os.path.lexists(out):
         if checkpoint.exists() and out.exists() and out.samefile(checkpoint):

@@ -34,7 +34,7 @@ SHARD_WINDOWS = 512
 class StoryData:
     """The stories of a run.
 
-    `train`, `valid`: uint16 token ids, shape (n_tokens,), memory-mapped.
+    `train`, `valid`: token ids (`token_dtype`), shape (n_tokens,), memory-mapped.
     `bytes_per_token`: UTF-8 bytes of the validation stories per validation token, where
     end-of-text counts as a token of no bytes: nats / ln 2 / bytes_per_token = bits per byte.
     `shard`: windows shuffled together where the tokens are the beginning of a stream.

@@ -12,11 +12,11 @@ from tqdm import tqdm
 from config import UserError
 from data.hub import HubUnavailable, TinyStoriesHub
 from data.sources import StorySource, builtin_source, file_source, is_there
-from data.token_cache import TOKEN_DTYPE, cleaned_and_encoded
+from data.token_cache import cleaned_and_encoded, token_dtype
 
 
 class WholeText(NamedTuple):
-    """`tokens`: uint16 (n_tokens,), every story followed by one end-of-text. `is_whole`: the text has no more."""
+    """`tokens`: `token_dtype` (n_tokens,), every story followed by one end-of-text. `is_whole`: the text has no more."""
 
     description: str
     tokens: np.ndarray
@@ -42,7 +42,7 @@ def read_whole_text(data: str, encoding: tiktoken.Encoding, max_tokens: int | No
                     break
                 progress.update()
                 if story:
-                    blocks.append(np.array([*ids, encoding.eot_token], dtype=TOKEN_DTYPE))
+                    blocks.append(np.array([*ids, encoding.eot_token], dtype=token_dtype(encoding.n_vocab)))
                     n_tokens += len(blocks[-1])
                     n_stories += 1
     except HubUnavailable as error:

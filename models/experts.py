@@ -141,9 +141,9 @@ class Experts(torch.autograd.Function):
         ctx.is_grouped = grouped_mm_serves(x_ND, w_down)
         ctx.groups = row_groups(slots, ctx.is_grouped)
         for group in ctx.groups:
-            hidden_RF = linear(x_ND.index_select(0, slots.token_R[group.rows]), w_up, b_up, group)
+            hidden_RF = expert_linear(x_ND.index_select(0, slots.token_R[group.rows]), w_up, b_up, group)
             unit_RA = activated(hidden_RF, is_gated)
-            y_RD[group.rows] = linear(unit_RA, w_down, b_down, group)
+            y_RD[group.rows] = expert_linear(unit_RA, w_down, b_down, group)
             if keeps_hidden:
                 kept += [hidden_RF, unit_RA]
         ctx.save_for_backward(x_ND, y_RD, gate_Nk, w_up, b_up, w_down, b_down, *slots, *kept)
@@ -172,7 +172,7 @@ class Experts(torch.autograd.Function):
             if kept:
                 hidden_RF, unit_RA = kept[2 * i : 2 * i + 2]
             else:
-                hidden_RF = linear(x_RD, w_up, b_up, group)
+                hidden_RF = expert_linear(x_RD, w_up, b_up, group)
                 unit_RA = activated(hidden_RF, ctx.is_gated)
             g_RD = dy_ND.index_select(0, token_R) * gate_R[group.rows, None].to(dy_ND.dtype)
             d_unit_RA = product(g_RD, w_down, group)
@@ -199,7 +199,7 @@ def product(x_RO: Tensor, weight_EOI: Tensor, group: RowGroup) -> Tensor:
     return x_RO @ weight if group.ends_E is None else F.grouped_mm(x_RO, weight, offs=group.ends_E)
 
 
-def linear(x_RI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, group: RowGroup) -> Tensor:
+def expert_linear(x_RI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, group: RowGroup) -> Tensor:
     """Each row through the linear layer of its expert, (R, in) → (R, out)."""
     weight = weight_EOI[group.expert].to(x_RI.dtype)
     bias = None if bias_EO is None else bias_rows(bias_EO, x_RI, group)

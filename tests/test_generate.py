@@ -183,8 +183,8 @@ def test_no_more_positions_than_there_is_room_for():
 
 def test_one_token_is_computed_by_its_own_experts_alone(monkeypatch):
     calls = []
-    linear = experts.linear
-    monkeypatch.setattr(experts, "linear", lambda x, *rest: calls.append(len(x)) or linear(x, *rest))
+    linear = experts.expert_linear
+    monkeypatch.setattr(experts, "expert_linear", lambda x, *rest: calls.append(len(x)) or linear(x, *rest))
     moe = talkative_model(n_experts=8).blocks[0].mlp
     with torch.no_grad():
         moe(torch.randn(1, 1, 32))

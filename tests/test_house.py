@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "model_config": "settings",
     "config": "model_config phases settings",
     "models": "config durable_files",
-    "data": "config durable_files",
+    "data": "config durable_files model_config",
     "transfer": "command_line config model_config models",
     "inference": "config data models phases",
     "training": "command_line config model_config models phases transfer",

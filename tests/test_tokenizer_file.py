@@ -218,6 +218,13 @@ def test_what_does_not_touch_text_is_no_matter(changed, change):
     assert_keeps(tokenizer)
 
 
+def test_more_ids_than_a_model_can_have_are_refused(content, tmp_path):
+    changed = json.loads(content)
+    changed["model"]["vocab"]["!"] = 2**20
+    (tmp_path / "tokenizer.json").write_text(json.dumps(changed))
+    assert "has 1,048,577 ids, at most 1,048,576 can be used" in refusal(tmp_path / "tokenizer.json")
+
+
 def test_words_alone_are_refused(tmp_path):
     words = Tokenizer(models.WordPiece({"[UNK]": 0, END_OF_TEXT: 1, "once": 2}, unk_token="[UNK]"))
     words.add_special_tokens([END_OF_TEXT])

@@ -100,6 +100,8 @@ def test_heldout_loss_is_exact_whatever_the_training_precision():
 
 # A run whose vocabulary is longer than a sum on MPS may be, and that is small in everything else.
 LARGEST = ModelConfig(vocab_size=33_000, d_model=16, n_layers=1, n_heads=2, n_experts=8, top_k=2, context_length=16)
+# As a Llama, with gated experts and keys that two heads share.
+LLAMA = {"architecture": "llama", "queries_per_kv": 2, "hidden_ratio": 2.75}
 
 
 def find_fault(dtype: torch.dtype, largest: ModelConfig = LARGEST) -> str:
@@ -116,6 +118,8 @@ def find_fault(dtype: torch.dtype, largest: ModelConfig = LARGEST) -> str:
         {"n_experts": 1, "top_k": 1},
         {"n_experts": 0},
         {"vocab_size": 7},
+        LLAMA,
+        LLAMA | {"n_experts": 0},
     ],
     ids=str,
 )
@@ -128,7 +132,11 @@ def test_shapes_of_the_check_are_those_of_the_run(preset, vocab_size):
     config = PRESETS["tiny"] if preset == "tiny" else TrainingConfig()
     model = config.phase_geometries(vocab_size)[2]
     of_run = self_check.Shapes.of(model, 2048, torch.device("mps"))
-    assert of_run == self_check.Shapes(2048, model.d_model, model.d_hidden, vocab_size, 4, 2)
+    d_qkv = 3 * model.d_model
+    assert of_run == self_check.Shapes(2048, model.d_model, model.d_hidden, vocab_size, 4, 2, d_qkv, is_llama=False)
+    llama = dataclasses.replace(model, **LLAMA)
+    of_llama = self_check.Shapes.of(llama, 2048, torch.device("mps"))
+    assert (of_llama.d_qkv, of_llama.d_hidden, of_llama.is_llama) == (2 * model.d_model, llama.d_hidden, True)
     # Rows of two chunks of the loss at most, and on a CPU few, of few features.
     assert self_check.Shapes.of(model, 100_000, torch.device("cuda")).n_rows == 8192
     on_cpu = self_check.Shapes.of(model, 2048, CPU)
@@ -156,12 +164,12 @@ def test_device_check_catches_attention_that_sees_the_future(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fault", ["no attention", "no experts", "no GELU", "wrong experts", "no positions"])
 def test_device_check_catches_kernels_that_compute_something_else(fault, dtype, monkeypatch):
-    attention, linear = F.scaled_dot_product_attention, experts_module.linear
+    attention, linear = F.scaled_dot_product_attention, experts_module.expert_linear
     faulty = {
         "no attention": (F, "scaled_dot_product_attention", lambda q, k, v, is_causal: 0 * attention(q, k, v)),
-        "no experts": (experts_module, "linear", lambda *a: 0 * linear(*a)),
+        "no experts": (experts_module, "expert_linear", lambda *a: 0 * linear(*a)),
         "no GELU": (F, "gelu", lambda x: x),
-        "wrong experts": (experts_module, "linear", lambda x, w, b, run: linear(x, w.flip(0), b, run)),
+        "wrong experts": (experts_module, "expert_linear", lambda x, w, b, run: linear(x, w.flip(0), b, run)),
         "no positions": (attention_module, "apply_rope", lambda x, cos, sin: 1 * x),
     }[fault]
     right = self_check.logits_and_gradients
@@ -222,6 +230,31 @@ def test_device_check_catches_long_sums_that_read_too_far_and_sums_in_slices_do_
     computed_with("sums read too far", monkeypatch)
     monkeypatch.setattr(products, "longest_sum", lambda device: products.MPS_LONGEST_SUM)
     assert find_fault(torch.float32) == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_device_check_catches_what_a_llamas_products_alone_meet(dtype, monkeypatch):
+    llama = dataclasses.replace(LARGEST, **LLAMA)
+    activated, product_into = experts_module.activated, experts_module.product_into
+
+    def fault(model: ModelConfig) -> str:
+        return self_check.fault_of_products(CPU, dtype, model, 64)
+
+    def exchanged(x, is_gated):
+        return activated(torch.cat(x.chunk(2, -1)[::-1], -1) if is_gated else x, is_gated)
+
+    def wrong_for_gate_and_up(part, a, b):
+        product_into(part, a, b)
+        if part.shape == (2 * llama.d_hidden, llama.d_model):
+            part.zero_()
+
+    for name, wrong, what in (
+        ("activated", exchanged, "experts' outputs"),
+        ("product_into", wrong_for_gate_and_up, "experts' gradients of up"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(experts_module, name, wrong)
+            assert f"{what} differ" in fault(llama) and fault(LARGEST) == ""
 
 
 def test_device_check_catches_parts_that_are_never_written(monkeypatch):
