@@ -48,12 +48,14 @@ def stories_of(path):
     return [story for story, _ in clean_stories(story_file(path).texts()) if story]
 
 
-def parquet(stories, kind=None):
+def parquet(stories, kind=None, name="text"):
     column = pyarrow.array(stories)
     if kind is not None:
         column = column.dictionary_encode().cast(kind) if pyarrow.types.is_dictionary(kind) else column.cast(kind)
     sink = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"text": column}), sink, row_group_size=7)
+    pyarrow.parquet.write_table(
+        pyarrow.table({name: column, "n": pyarrow.array(range(len(stories)))}), sink, row_group_size=7
+    )
     return sink.getvalue()
 
 
@@ -94,6 +96,9 @@ def table(rows, **options):
         ("hidden_gzip.txt", gzip.compress(TEXT.encode())),
         ("a.jsonl.gz", gzip.compress(LINES.encode())),
         ("a.json.gz", gzip.compress(json.dumps(STORIES).encode())),
+        ("story.jsonl", LINES.replace('"text"', '"story"')),
+        ("content.json", json.dumps([{"id": "a", "text": None, "content": story} for story in STORIES], indent=1)),
+        ("story.parquet", parquet(STORIES, name="story")),
         ("two_members.gz", gzip.compress(TEXT[:999].encode()) + gzip.compress(TEXT[999:].encode())),
     ],
     ids=plainly,
@@ -170,7 +175,8 @@ SAFETENSORS = (60).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1],"da
         ("damaged gzip", b"\x1f\x8b" + b"abc" * 30),
         ("the array has no end", "[" + LINES.replace("\n", ",\n")),
         ("something follows the array", json.dumps(RECORDS) + " and more"),
-        ("has no column text; its columns are story", json.dumps([{"story": story} for story in STORIES])),
+        ("has no column text; its columns are name", json.dumps([{"name": story} for story in STORIES])),
+        ("text in the columns story, content", json.dumps([{"story": s, "content": s} for s in STORIES])),
         ("has no column text; its columns are data, version", json.dumps({"data": RECORDS, "version": 1}, indent=1)),
         ("must be a string", json.dumps({"text": STORIES})),
         ("must be string", parquet([[story] for story in STORIES])),
