@@ -225,12 +225,13 @@ def read_parquet(stream: BinaryIO, name: str) -> Iterator[str]:
     try:
         with pyarrow.parquet.ParquetFile(stream) as file:
             schema = file.schema_arrow
-            held = [
-                column for column in TEXT_COLUMNS if column in schema.names and _holds_text(schema.field(column).type)
-            ]
+            kinds = {field.name: field.type for field in schema}
+            held = [column for column in TEXT_COLUMNS if column in kinds and _holds_text(kinds[column])]
             column = text_column(held, schema.names, name)
+            if schema.names.count(column) > 1:
+                raise UserError(f"{name} has {schema.names.count(column)} columns {column}; leave one of them")
             if not held:
-                raise UserError(f"{name}: the column {column} is of type {schema.field(column).type}, must be string")
+                raise UserError(f"{name}: the column {column} is of type {kinds[column]}, must be string")
             row = 0
             for batch in file.iter_batches(batch_size=1024, columns=[column]):
                 for story in batch.column(0).to_pylist():

@@ -59,6 +59,13 @@ def parquet(stories, kind=None, name="text"):
     return sink.getvalue()
 
 
+def twice():
+    """A parquet file with two columns of one name."""
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table([pyarrow.array(STORIES)] * 2, names=["text", "text"]), sink)
+    return sink.getvalue()
+
+
 def table(rows, **options):
     sink = io.StringIO()
     csv.writer(sink, **options).writerows(rows)
@@ -179,6 +186,9 @@ SAFETENSORS = (60).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1],"da
         ("text in the columns story, content", json.dumps([{"story": s, "content": s} for s in STORIES])),
         ("has no column text; its columns are data, version", json.dumps({"data": RECORDS, "version": 1}, indent=1)),
         ("must be a string", json.dumps({"text": STORIES})),
+        ("YAML", "".join(f"- text: {json.dumps(story)}\n  id: 1\n" for story in STORIES)),
+        ("markup", "<!-- stories -->\n<div>" + TEXT),
+        ("has 2 columns text", twice()),
         ("must be string", parquet([[story] for story in STORIES])),
     ],
     ids=plainly,
@@ -189,9 +199,9 @@ def test_what_holds_no_stories_is_refused_whatever_its_name(tmp_path, what, cont
     assert what in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "html", "xml"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "html", "xml", "yaml", "srt"])
 def test_a_name_that_says_table_or_markup_is_believed(tmp_path, suffix):
-    with pytest.raises(UserError, match="table|markup"):
+    with pytest.raises(UserError, match="table|markup|YAML, subtitles"):
         stories_of(written(tmp_path, f"stories.{suffix}", TEXT))
 
 
@@ -201,6 +211,7 @@ def test_a_name_that_says_table_or_markup_is_believed(tmp_path, suffix):
         "Twinkle, twinkle\nlittle, star\nhow, I wonder",
         "Twinkle twinkle,\nlittle star,\nhow I wonder,",
         '"Hello!"\n"Hi!"\n"Bye."',
+        "Tom: Hello!\nAnn: Hi!\nTom: Bye.",
         '"Hi," said Tom.\n"Bye," said Ann.\n"No," said Sue.',
         "{Chapter 1} Once",
         "[Chapter 1]\nOnce",
