@@ -97,7 +97,8 @@ def run_to_its_end(work: Callable[[], int | None], ending: Ending) -> int:
     """Runs `work` and returns the exit code: what it returns (None is 0), or that of its ending."""
     codecs.register_error("as it came", as_it_came)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="as it came")
+        if hasattr(stream, "reconfigure"):  # those of a notebook show everything
+            stream.reconfigure(errors="as it came")
     try:
         code = work()
         sys.stdout.flush()

@@ -33,7 +33,7 @@ PROBE_SECONDS = 4.0
 # Masks and frequencies that older files hold beside the weights.
 NO_WEIGHTS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 READ_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-SMALL_FILES = ["config.json", "tokenizer.json", "*.index.json"]
+SMALL_FILES = ["config.json", "generation_config.json", "tokenizer.json", "*.index.json"]
 DESCRIPTION = """Reads a pretrained model of the Llama family (Llama, SmolLM2, TinyLlama, Mistral without a sliding window)
 or of GPT-NeoX's (Pythia) into a model file from which phase 2 can start: upcycle and grow a model that you did not train.
 A Mixtral is read as well, and can be grown."""
@@ -179,6 +179,8 @@ def read_model(folder: Path, tokenizer: str = "", context_length: int | None = N
                     f"but by config.json it has to be {tuple(shape)} of floating-point numbers of 16 bits or more"
                 )
             view.copy_(tensor.view(view.shape))
+            if not view.isfinite().all():
+                raise UserError(f"{folder}: the tensor {name} holds values that are no fp32 numbers: NaN or infinity")
     if waiting:
         names = list(waiting)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -203,17 +205,25 @@ def note_on_ends(folder: Path, end_of_text: int) -> str:
     Raises:
         UserError: it would end a text at an ordinary token, or one that does not exist.
     """
-    ends = read_json(folder / "config.json").get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    path, generation = folder / "config.json", folder / "generation_config.json"
     added = {token["id"]: token for token in read_json(folder / "tokenizer.json").get("added_tokens") or ()}
+    ends = as_list(read_json(path).get("eos_token_id"))
     for end in ends:
-        if end != end_of_text and not added.get(end, {}).get("special"):
+        if type(end) is not int or (end != end_of_text and not added.get(end, {}).get("special")):
             raise UserError(
-                f"{folder / 'config.json'}: eos_token_id is {end!r}, which is no special token of tokenizer.json: "
+                f"{path}: eos_token_id is {end!r}, which is no special token of tokenizer.json: "
                 f"texts would end there; give the id of its end-of-text, {end_of_text}"
             )
-    others = [f"{added[end]['content']} (id {end})" for end in ends if end != end_of_text]
+    # By this file transformers generates where it is there; the function is config.json's alone, so it refuses nothing.
+    ends += as_list(read_json(generation).get("eos_token_id")) if generation.is_file() else []
+    contents = {str(number): f"{token['content']} (id {number})" for number, token in added.items()}
+    others = dict.fromkeys(contents.get(end, f"id {end}") for end in map(str, ends) if end != str(end_of_text))
     return f"Texts end with id {end_of_text} here; in transformers with {', '.join(others)}" if others else ""
+
+
+def as_list(value: object) -> list:
+    """Of a setting that may be several, one or none."""
+    return list(value) if isinstance(value, list) else [] if value is None else [value]
 
 
 def describe(tensor: Tensor) -> str:

@@ -317,6 +317,7 @@ def test_the_settings_of_smollm2_make_its_geometry():
         ({"attention_multiplier": 2.0}, "attention_multiplier is 2.0, a field that we do not know"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map is"),
         ({"eos_token_id": 17}, "eos_token_id is 17, which is no special token of tokenizer.json"),
+        ({"eos_token_id": [[4096]]}, "eos_token_id is [4096], which is no special token"),
         ({"eos_token_id": [4096, 9999]}, "eos_token_id is 9999, which is no special token"),
         ({"num_hidden_layers": 3}, "the weights lack model.layers.2."),
         ({"num_hidden_layers": 1}, "is none of a Llama's"),
@@ -359,6 +360,14 @@ def test_a_sliding_window_that_hides_nothing_is_none(tmp_path):
             lambda weights: weights.update({"model.norm.weight": torch.zeros(32).to(torch.float8_e4m3fn)}),
             "(32,) of float8_e4m3fn, but",
         ),
+        (
+            lambda weights: weights["model.norm.weight"][3:4].fill_(torch.nan),
+            "model.norm.weight holds values that are no",
+        ),
+        (
+            lambda weights: weights.update({"model.norm.weight": torch.full((32,), 1e300, dtype=torch.float64)}),
+            "model.norm.weight holds values that are no fp32 numbers",
+        ),
     ],
 )
 def test_weights_that_are_missing_unknown_or_quantised_are_named(harm, text, tmp_path, capsys):
@@ -391,6 +400,17 @@ def test_where_texts_end_otherwise_a_line_says_so(tmp_path, capsys):
     )
     assert run(folder, tmp_path / "out.pt") == 0
     assert "Texts end with id 4096 here; in transformers with <|im_end|> (id 4097)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ends, said", [([4096, 17], " with id 17"), ([[17]], " with id [17]"), (4096, ""), (None, "")])
+def test_where_generation_config_ends_texts_is_said_too(ends, said, tmp_path, capsys):
+    """transformers generates by it."""
+    folder = exported_folder(MODELS["dense"](), tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    capsys.readouterr()
+    assert run(folder, tmp_path / "out.pt") == 0
+    out = capsys.readouterr().out
+    assert f"Texts end with id 4096 here; in transformers{said}\n" in out if said else "Texts end" not in out
 
 
 def test_a_model_with_sentencepieces_tokenizer_is_read_trained_on_and_opened_again(tmp_path, transformers):

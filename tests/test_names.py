@@ -115,3 +115,11 @@ def test_a_lone_surrogate_that_is_no_name_ends_no_command():
     error = UnicodeEncodeError("utf-8", "a\ud800b", 1, 2, "surrogates not allowed")
     assert as_it_came(error) == ("?", 2)
     assert as_it_came(UnicodeEncodeError("utf-8", "a\udce9b", 1, 2, "surrogates not allowed")) == (b"\xe9", 2)
+
+
+def test_a_notebooks_streams_which_cannot_be_set_will_do():
+    out, err = io.StringIO(), io.StringIO()
+    assert not hasattr(out, "reconfigure")
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert generate.main(["--temperature", "-1"]) == 2
+    assert err.getvalue().startswith("error: temperature is -1")
