@@ -123,3 +123,13 @@ def test_a_notebooks_streams_which_cannot_be_set_will_do():
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         assert generate.main(["--temperature", "-1"]) == 2
     assert err.getvalue().startswith("error: temperature is -1")
+
+
+@pytest.mark.parametrize("flags, code", [(["--help"], 0), (["--temperature", "-1"], 2)])
+def test_a_program_whose_output_is_closed_ends_as_ever(flags, code, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    try:
+        assert generate.main(flags) == code
+    except SystemExit as end:  # --help
+        assert end.code == code
