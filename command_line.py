@@ -96,8 +96,11 @@ def run_command(work: Callable[[], int | None], out_of_memory: str, stopped: str
 def run_to_its_end(work: Callable[[], int | None], ending: Ending) -> int:
     """Runs `work` and returns the exit code: what it returns (None is 0), or that of its ending."""
     codecs.register_error("as it came", as_it_came)
+    # Python has none where the program is started with them closed.
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w", encoding="utf-8") for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="as it came")
+        if hasattr(stream, "reconfigure"):  # those of a notebook show everything
+            stream.reconfigure(errors="as it came")
     try:
         code = work()
         sys.stdout.flush()

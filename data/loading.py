@@ -154,6 +154,8 @@ def _tinystories(config: TrainingConfig, heldout_batch: int, say) -> StoryData:
     # as long, and without the stories there is no use for the tokenizer.
     if not folder.exists():
         hub.connect()
+        source = hub.source()  # which may be a copy of another revision
+        folder = cache_folder(cache_dir, source, name)
     encoding = load_tokenizer(given)
     try:
         tokens = load_or_build(cache_dir, source, name, encoding, need, say)

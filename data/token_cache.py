@@ -114,7 +114,7 @@ def load_tokens(folder: Path, encoding: tiktoken.Encoding, need: TokenNeed | Non
         dtype = token_dtype(encoding.n_vocab)
         tokens = {split: _verified(folder / f"{split}.bin", counts[split], dtype) for split in counts}
         overlap = int(meta["overlap"])
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CacheUnusable(str(error)) from error
     for split, count in counts.items():
         wanted = getattr(need, split) if need else 0

@@ -97,7 +97,9 @@ class TokenizerFile:
         content = _content(Path(self._path))
         try:
             tokenizer = Tokenizer.from_buffer(content)
-        except Exception as error:  # tokenizers raises Exception itself
+        except BaseException as error:  # tokenizers raises Exception itself, and Rust what is none
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise UserError(f"{self._path} is no tokenizer.json: {' '.join(str(error).split())[:200]}") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()

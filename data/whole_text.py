@@ -32,9 +32,9 @@ def read_whole_text(data: str, encoding: tiktoken.Encoding, max_tokens: int | No
     Raises:
         UserError: the text cannot be had, holds no stories, or is no UTF-8.
     """
-    source, stories = _source_of(data)
     blocks, n_tokens, n_stories, is_whole = [], 0, 0, True
     try:
+        source, stories = _source_of(data)
         with tqdm(desc="tokenising", unit=" stories", disable=None, leave=False) as progress:
             for story, _, ids in cleaned_and_encoded(stories(), encoding):
                 if max_tokens is not None and n_tokens >= max_tokens:
@@ -56,11 +56,14 @@ def read_whole_text(data: str, encoding: tiktoken.Encoding, max_tokens: int | No
 
 
 def _source_of(data: str) -> tuple[StorySource, Callable[[], Iterator[str]]]:
+    """Raises UserError, or HubUnavailable."""
     if data == "builtin":
         source = builtin_source()
         return source, source.valid
     if data == "tinystories":
-        source = TinyStoriesHub().source()
+        hub = TinyStoriesHub()
+        hub.connect()
+        source = hub.source()
         return source, source.valid
     if not is_there(data):
         raise UserError(f"--data is {data!r}, which is neither builtin nor tinystories nor an existing file")

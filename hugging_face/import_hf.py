@@ -181,6 +181,8 @@ def read_model(folder: Path, tokenizer: str = "", context_length: int | None = N
                     f"but by config.json it has to be {tuple(shape)} of floating-point numbers of 16 bits or more"
                 )
             view.copy_(tensor.view(view.shape))
+            if not view.isfinite().all():
+                raise UserError(f"{folder}: the tensor {name} holds values that are no fp32 numbers: NaN or infinity")
     if waiting:
         names = list(waiting)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""

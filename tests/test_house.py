@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "data": "config durable_files model_config",
     "transfer": "command_line config model_config models",
     "inference": "config data models phases",
-    "training": "command_line config model_config models phases transfer",
+    "training": "command_line config durable_files model_config models phases transfer",
     "report": "command_line config durable_files phases transfer",
     "run": "command_line config data durable_files models phases report settings training transfer",
     "hugging_face": "command_line config data durable_files models phases report",

@@ -273,6 +273,14 @@ def test_left_out_settings_are_those_of_transformers(transformers):
             assert getattr(theirs, name, None) == (theirs.rope_parameters if name == "rope_scaling" else value)
 
 
+def shards_beside_the_whole(folder) -> None:
+    """Others than the file has: nobody can know which are meant."""
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, folder / "model-1.safetensors")
+    index = {"weight_map": dict.fromkeys(weights, "model-1.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 @pytest.mark.parametrize(
     "harm, text",
     [
@@ -292,6 +300,8 @@ def test_left_out_settings_are_those_of_transformers(transformers):
             lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "x.safetensors"}}'),
             "x.safetensors is missing",
         ),
+        (shards_beside_the_whole, "holds weights twice, model.safetensors and what model.safetensors.index.json names"),
+        (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is no JSON"),
     ],
 )
 def test_missing_and_damaged_files_are_one_line(harm, text, source, tmp_path, capsys):

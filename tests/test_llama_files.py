@@ -310,6 +310,7 @@ def test_the_settings_of_smollm2_make_its_geometry():
         ({"attention_multiplier": 2.0}, "attention_multiplier is 2.0, a field that we do not know"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map is"),
         ({"eos_token_id": 17}, "eos_token_id is 17, which is no special token of tokenizer.json"),
+        ({"eos_token_id": [[4096]]}, "eos_token_id is [4096], which is no special token"),
         ({"eos_token_id": [4096, 9999]}, "eos_token_id is 9999, which is no special token"),
         ({"num_hidden_layers": 3}, "the weights lack model.layers.2."),
         ({"num_hidden_layers": 1}, "is none of a Llama's"),
@@ -351,6 +352,14 @@ def test_a_sliding_window_that_hides_nothing_is_none(tmp_path):
         (
             lambda weights: weights.update({"model.norm.weight": torch.zeros(32).to(torch.float8_e4m3fn)}),
             "(32,) of float8_e4m3fn, but",
+        ),
+        (
+            lambda weights: weights["model.norm.weight"][3:4].fill_(torch.nan),
+            "model.norm.weight holds values that are no",
+        ),
+        (
+            lambda weights: weights.update({"model.norm.weight": torch.full((32,), 1e300, dtype=torch.float64)}),
+            "model.norm.weight holds values that are no fp32 numbers",
         ),
     ],
 )

@@ -244,6 +244,14 @@ def test_a_story_that_the_tokenizer_loses_is_refused_when_it_is_read(tmp_path):
         list(cleaned_and_encoded(["Tom.", "To\x04m."], tokenizer))
 
 
+def test_a_file_that_the_library_itself_breaks_on_is_refused(content, tmp_path):
+    """It has merges that its prefix does not fit, on which Rust panics."""
+    changed = json.loads(content)
+    changed["model"]["continuing_subword_prefix"] = "##"
+    (tmp_path / "t.json").write_text(json.dumps(changed))
+    assert "is no tokenizer.json: " in refusal(tmp_path / "t.json")
+
+
 def test_nothing_that_is_no_tokenizer_is_taken_for_one(tmp_path):
     for text in ("{}", "[]", "no json", '{"model": {}}'):
         (tmp_path / "t.json").write_text(text)
