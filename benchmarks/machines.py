@@ -18,7 +18,8 @@ from benchmarks.measuring import command_parser, exit_code, write_json
 from config import PRESETS
 from run.console import in_words
 from training.flops import step_flops
-from training.plan import GB, Machine, make_plan
+from training.machine import GB, Machine
+from training.plan import make_plan
 
 VOCABULARY = 50_257
 

@@ -14,7 +14,8 @@ from run.resume import RunComplete, may_differ
 from run.run import Run
 from run.stop import Stopped
 from training import torchrun
-from training.plan import GB, as_flags, memory_of_phases, peak_of
+from training.machine import GB
+from training.plan import as_flags, memory_of_phases, peak_of
 
 OUT_OF_MEMORY = (
     "lower --batch-size (4 in place of 8), or grow less: --scale-factor 1.5 --extra-layers 2. "

@@ -32,7 +32,8 @@ from run.start_model import dense_of, keep_tokenizer, probable_dense, require_to
 from run.state_shards import lay_out, read_shards, require_whole_shards
 from run.stop import StopSignals
 from training.device import choose_precision
-from training.plan import Machine, Plan, make_plan, require_memory
+from training.machine import Machine
+from training.plan import Plan, make_plan, require_memory
 from training.ranks import team
 from training.torchrun import launcher, planned_count, together
 from transfer.optimizer_growth import Moments

@@ -10,7 +10,8 @@ from run.console import duration_line, in_words
 from training import duration
 from training.duration import seconds_of_phases, seconds_per_pass
 from training.flops import blocks_flops, network_flops, step_flops
-from training.plan import Machine, make_plan
+from training.machine import Machine
+from training.plan import make_plan
 
 TINY = PRESETS["tiny"]
 SECONDS_PER_FLOP = {False: 1e-9, True: 3e-9}  # of dense models and of mixtures
