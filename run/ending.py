@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from command_line import Ending, is_out_of_memory, one_line, quoted
+from command_line import NOBODY_READS, Ending, is_out_of_memory, one_line, quoted
 from config import TrainingConfig, UserError
 from phases import STATE_NAME
 from run.resume import RunComplete, may_differ
@@ -37,6 +37,9 @@ class RunEnding(Ending):
         if torchrun.is_lost(error):
             n_steps = self.run.progress.steps if self.run else 0
             return torchrun.RANK_LOST, f"error: {torchrun.lost_line(error, n_steps)}; {self.how_to_go_on()}"
+        if isinstance(error, BrokenPipeError):
+            said = f"error: nobody reads what this run prints; {self.how_to_go_on()}"
+            return NOBODY_READS, said if self.run else ""
         if isinstance(error, OSError):  # of a path that cannot be one, or of a terminal or a log that takes no more
             return 2, f"error: {one_line(error)}; {self.how_to_go_on()}"
         self.out_of_memory = out_of_memory(self.run) if is_out_of_memory(error) else ""
