@@ -15,7 +15,7 @@ from run.run import Run
 from run.stop import Stopped
 from training import torchrun
 from training.machine import GB
-from training.plan import as_flags, memory_of_phases, peak_of
+from training.plan import as_flags, halved_batches, memory_of_phases, peak_of, smaller_growths
 
 OUT_OF_MEMORY = (
     "lower --batch-size (4 in place of 8), or grow less: --scale-factor 1.5 --extra-layers 2. "
@@ -77,11 +77,8 @@ def out_of_memory(run: Run | None) -> str:
         is_lean = plan.is_lean or changed.memory == "lean"
         return peak_of(memory_of_phases(changed, plan.models[0], plan.machine, is_lean)) / GB
 
-    changes = [
-        {"memory": "lean", "accumulate": 1},
-        {"batch_size": max(1, config.batch_size // 2), "accumulate": 1},
-        {"scale_factor": 1.5, "extra_layers": 2},
-    ]
+    lean = {"memory": "lean", "accumulate": 1}
+    changes = [lean, *halved_batches(config, plan.machine.n_ranks)[:1], *smaller_growths(config)[:1]]
     ways = []
     for change in changes[plan.is_lean or plan.machine.n_ranks > 1 :]:
         if not all(may_differ(name, run.saver.position) for name in change):  # growth, once it is done
@@ -92,6 +89,6 @@ def out_of_memory(run: Run | None) -> str:
         except UserError:  # 1.5 gives no whole number of heads here
             continue
     return (
-        f"this run plans for {need():.3g} GB at its peak; {', '.join(ways)}. "
-        f"What was saved is safe: {resume_command(config)}, with one of these"
+        f"this run plans for {need():.3g} GB at its peak; {', '.join(ways) or 'free memory on this machine'}. "
+        f"What was saved is safe: {resume_command(config)}{', with one of these' if ways else ''}"
     )

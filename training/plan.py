@@ -1,16 +1,21 @@
-"""What a run will need, before it starts: geometry, parameters and memory of each phase; and what to change where that
-does not fit."""
+"""What a run will need, before it starts: geometry, parameters and memory of each phase; and where that does not fit,
+what to change."""
 
 from __future__ import annotations
 
 import dataclasses
+import textwrap
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from config import ModelConfig, TrainingConfig, UserError
+from config import PRESETS, ModelConfig, TrainingConfig, UserError
 from models import ParameterCount, count_parameters
 from phases import PHASES
 from training.machine import GB, Machine
 from training.memory import PROCESS_BYTES, PhaseMemory, boundary_memory, phase_memory
+
+TINY_VOCABULARY = 4_097  # of the tokenizer that the preset tiny takes
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,17 @@ class Plan:
     counts: tuple[ParameterCount, ...]
     memory: tuple[PhaseMemory, ...]  # of all phases, then of the boundary
     machine: Machine
-    advice: str  # empty where everything fits
+    advice: str = ""  # empty where everything fits; else what does not, and what to change
+    way: str = ""  # of the advice the flags with which it fits; empty where there are none
 
     @property
     def peak(self) -> float:
         return peak_of(self.memory)
+
+    @property
+    def is_refused(self) -> bool:
+        """What does not fit at all; what does not fit well is a warning."""
+        return self.peak > self.machine.most
 
     @property
     def is_lean(self) -> bool:
@@ -48,9 +59,9 @@ class Plan:
             f"Vocabulary {self.models[0].vocab_size:,}, precision {'bf16' if machine.compute_dtype else 'fp32'}, "
             f"memory {'lean' if self.is_lean else 'full'}. "
             + (f"Each of {machine.n_ranks} ranks: " if machine.n_ranks > 1 else "")
-            + f"Needed at the peak: {self.peak / GB:.1f} GB; this device has {machine.available / GB:.1f} GB free"
+            + f"Needed at the peak: {self.peak / GB:.1f} GB; {machine.in_words}"
         )
-        return "\n".join(lines + ([self.advice] if self.advice else []))
+        return "\n".join(lines + textwrap.wrap(self.advice, 120, break_on_hyphens=False))
 
 
 def memory_of_phases(
@@ -87,37 +98,107 @@ def choose_memory(config: TrainingConfig, dense: ModelConfig, machine: Machine) 
     return memory
 
 
-def make_plan(config: TrainingConfig, dense: ModelConfig, machine: Machine) -> Plan:
-    """Predicts a run's memory, and says what to change where it will not fit; `dense` is the model of phase 1."""
+def make_plan(
+    config: TrainingConfig,
+    dense: ModelConfig,
+    machine: Machine,
+    may_change: Callable[[str], bool] = lambda name: True,
+) -> Plan:
+    """Predicts a run's memory, and says what to change where it will not fit, or only beyond a Mac's working set.
+
+    Args:
+        dense: the model of phase 1.
+        may_change: whether a setting can still be another one.
+    """
     models = config.geometries_from(dense)
     counts = tuple(count_parameters(model) for model in models)
     memory = choose_memory(config, dense, machine)
-    too_large = [
-        f"The {m.name}" if m.into else f"Phase {number}"
-        for number, m in enumerate(memory, 1)
-        if m.peak > machine.available
+    plan = Plan(models, counts, memory, machine)
+    if plan.peak <= machine.available:
+        return plan
+    limit = machine.most if plan.is_refused else machine.available
+    first = next(f"The {m.name}" if m.into else f"Phase {n}" for n, m in enumerate(memory, 1) if m.peak > limit)
+    fault = f"{first} will not fit." if plan.is_refused else f"{first} will run, slower, beyond this Mac's working set."
+    way, text = way_out(config, dense, machine, may_change)
+    return dataclasses.replace(plan, advice=f"{fault} {text}", way=way)
+
+
+class Way(NamedTuple):
+    """Settings with which a run takes less memory, and what that costs its user."""
+
+    change: dict
+    cost: str
+
+
+def ways_out(config: TrainingConfig, n_ranks: int = 1) -> Iterator[Way]:
+    """In the order of what they cost: nothing that is learnt, then tokens a step, then growth, then the whole model."""
+    lean = {"memory": "lean", "accumulate": 1} if config.memory == "full" else {"accumulate": 1}
+    lean = {} if n_ranks > 1 else lean
+    yield Way(lean, "some speed, and nothing that is learnt")
+    if config.memory != "lean":
+        for n in (2, 4, 8):
+            if config.batch_size % (n * config.accumulate * n_ranks) == 0:
+                yield Way({"accumulate": n * config.accumulate}, "some speed, and nothing that is learnt")
+    batches = halved_batches(config, n_ranks)
+    for batch in batches:
+        yield Way({**lean, **batch}, fewer_tokens(config, batch))
+    for growth in smaller_growths(config):
+        yield Way({**lean, **growth}, "a smaller phase 3")
+        for batch in batches:
+            yield Way({**lean, **batch, **growth}, f"a smaller phase 3, and {fewer_tokens(config, batch)}")
+    if config.start_phase == 1:
+        for width in (config.d_model // 2, config.d_model // 4):
+            yield Way({**lean, "d_model": width - width % (2 * config.n_heads)}, "smaller models in all phases")
+        yield Way({"preset": "tiny"}, "small models in all phases; give no other size beside it")
+
+
+def halved_batches(config: TrainingConfig, n_ranks: int = 1) -> list[dict]:
+    """The batch size halved, and halved again, as long as each rank has a row."""
+    sizes, size = [], config.batch_size // 2 // n_ranks * n_ranks
+    while size:
+        sizes.append({"batch_size": size, **({"accumulate": 1} if config.accumulate > 1 else {})})
+        size = size // 2 // n_ranks * n_ranks
+    return sizes
+
+
+def fewer_tokens(config: TrainingConfig, batch: dict) -> str:
+    return f"{config.batch_size / batch['batch_size']:.3g} times fewer tokens a step: as many steps learn less"
+
+
+def smaller_growths(config: TrainingConfig) -> list[dict]:
+    """Less and less growth into phase 3, none of it more than the config's own."""
+    return [
+        {"scale_factor": min(scale, config.scale_factor), "extra_layers": min(layers, config.extra_layers)}
+        for scale, layers in ((1.5, 2), (1.0, 1))
     ]
-    advice = f"{too_large[0]} will not fit. {way_out(config, dense, machine)}" if too_large else ""
-    return Plan(models, counts, memory, machine, advice)
 
 
-def way_out(config: TrainingConfig, dense: ModelConfig, machine: Machine) -> str:
-    """The first way out of an out-of-memory that fits, with its number."""
-    n_ranks = machine.n_ranks
-    lean = {} if config.memory == "lean" or n_ranks > 1 else {"memory": "lean", "accumulate": 1}
-    batches = {"batch_size": max(1, config.batch_size // 2 // n_ranks) * n_ranks, "accumulate": 1}
-    smaller = {"scale_factor": 1.5, "extra_layers": 2}
-    ways = (batches, smaller, {**batches, **smaller}, {**batches, "scale_factor": 1.0, "extra_layers": 1})
-    for way in (lean, *({**lean, **way} for way in ways)):
+def way_out(
+    config: TrainingConfig, dense: ModelConfig, machine: Machine, may_change: Callable[[str], bool]
+) -> tuple[str, str]:
+    """The flags of the first of `ways_out` that fits, and a sentence with what it needs and costs."""
+    for way, cost in ways_out(config, machine.n_ranks):
         change = {name: value for name, value in way.items() if value != getattr(config, name)}
-        try:
-            changed = dataclasses.replace(config, **change)
-            memory = choose_memory(changed, dense, machine)
-        except UserError:  # 1.5 gives no whole number of heads here
+        if not change or not all(map(may_change, change)):
             continue
-        if change and peak_of(memory) <= machine.available:
-            return f"{as_flags(change)} needs {peak_of(memory) / GB:.1f} GB and fits"
-    return "Neither a smaller batch nor less growth fits: lower --d-model or --n-layers, or take --preset tiny"
+        try:
+            peak = peak_of(choose_memory(*changed_run(config, dense, change), machine))
+        except UserError:  # as where there is no whole number of heads
+            continue
+        if peak <= machine.available:
+            flags = as_flags(change)
+            return flags, f"{flags} needs {peak / GB:.1f} GB and fits; it costs {cost}"
+    return "", "Nothing that can be changed fits: free memory, or lower --d-model and --n-layers in a new run"
+
+
+def changed_run(config: TrainingConfig, dense: ModelConfig, change: dict) -> tuple[TrainingConfig, ModelConfig]:
+    """The settings of a way out, and its model of phase 1. Raises UserError where they cannot be together."""
+    if "preset" in change:
+        preset = PRESETS[change["preset"]]
+        return preset, preset.dense_geometry(TINY_VOCABULARY)
+    changed = dataclasses.replace(config, **change)
+    changed.validate()
+    return changed, changed.dense_geometry(dense.vocab_size, dense.tokenizer) if "d_model" in change else dense
 
 
 def peak_of(phases: tuple[PhaseMemory, ...]) -> float:
@@ -130,9 +211,8 @@ def as_flags(settings: dict) -> str:
 
 def require_memory(plan: Plan, ignore: bool) -> None:
     """Raises UserError where the plan does not fit, before anything has been trained."""
-    if plan.advice and not ignore:
+    if plan.is_refused and not ignore:
         raise UserError(
-            f"{plan.advice}. Needed at the peak: {plan.peak / GB:.1f} GB, "
-            f"this device has {plan.machine.available / GB:.1f} GB; --plan shows each phase, "
-            f"--ignore-memory-plan tries all the same"
+            f"{plan.advice}. Needed at the peak: {plan.peak / GB:.1f} GB, {plan.machine.in_words}; "
+            f"--plan shows each phase, --ignore-memory-plan tries all the same"
         )
