@@ -70,6 +70,8 @@ def test_a_timing_has_whole_rounds_of_turns_and_leaves_out_the_first(monkeypatch
 
     clock(iter([1.9, *[0.1, 0.3] * 9]))  # compiles, then every other step moves matrices
     assert mean_seconds(None, n_turns=2) == pytest.approx(0.2) and len(taken) == 1 + 4
+    clock(iter([0.0, *[0.01, 0.03] * 3, 1e9]))  # a device that needs hardly any time
+    assert mean_seconds(None, n_turns=2) == pytest.approx(0.02)
     clock(iter([100.0, 300.0, 1e9]))  # a device on which one call takes long
     assert mean_seconds(None, n_turns=2) == 200.0
     clock(iter([100.0, 1e9]))

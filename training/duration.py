@@ -27,8 +27,8 @@ from training.optimizer import muon_periods
 from training.plan import Plan
 from training.step import counts_first, prepare_training, train_step
 
-# A timing goes on for so many seconds; on a device that needs longer for a single call that one is enough.
-SHORTEST_TIMING, LONGEST_TIMING = 0.5, 2.0
+# A timing has three rounds, or as many as take so many seconds; where one call takes longest, it is one of them.
+N_ROUNDS, ENOUGH_SECONDS, LONGEST_TIMING = 3, 0.5, 2.0
 
 
 def seconds_of_phases(plan: Plan, config: TrainingConfig, n_steps: list[int]) -> list[float]:
@@ -82,7 +82,7 @@ def mean_seconds(call: Callable[[], None], n_turns: int) -> float:
     seconds = [seconds_of(call)]
     if seconds[0] <= LONGEST_TIMING:
         seconds.clear()  # the first one compiles and allocates
-    while sum(seconds) < SHORTEST_TIMING or len(seconds) % n_turns:
+    while len(seconds) % n_turns or (sum(seconds) < ENOUGH_SECONDS and len(seconds) < N_ROUNDS * n_turns):
         seconds.append(seconds_of(call))
     return sum(seconds) / len(seconds)
 
