@@ -8,8 +8,9 @@ import torch
 from config import PRESETS, ModelConfig, UserError
 from models.moe import MoE
 from test_growth_checks import lively_dense_model, lively_moe_model
+from training.machine import Machine
 from training.optimizer import build_optimizers, is_matrix, read_moments, write_moments
-from training.plan import Machine, memory_of_phases
+from training.plan import memory_of_phases
 from training.step import prepare_training, train_step
 
 SMALL = ModelConfig(vocab_size=101, d_model=32, n_layers=3, n_heads=4, context_length=16)
