@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
 import difflib
 import os
 import shlex
@@ -96,26 +97,46 @@ def run_command(work: Callable[[], int | None], out_of_memory: str, stopped: str
 def run_to_its_end(work: Callable[[], int | None], ending: Ending) -> int:
     """Runs `work` and returns the exit code: what it returns (None is 0), or that of its ending."""
     codecs.register_error("as it came", as_it_came)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="as it came")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the program began, as by >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        if hasattr(getattr(sys, name), "reconfigure"):  # those of a notebook show everything
+            getattr(sys, name).reconfigure(errors="as it came")
     try:
-        code = work()
-        sys.stdout.flush()
-        return code or 0
+        return printed(work)
     except BaseException as error:
         found = ending.of(error)
         if found is None:
             raise
         code, line = found
-        if code == NOBODY_READS:
-            # As after `| head`. Python would complain once more while it closes what is left.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        else:
-            ending.say(line, error)
+        with contextlib.suppress(BrokenPipeError):
+            if line:
+                ending.say(line, error)
+        drop_what_nobody_reads()
         return code
 
 
-def require_writable(out: Path, checkpoint: Path) -> None:
+def printed(work: Callable[[], int | None]) -> int:
+    """The exit code of `work`, when all is out that it printed; `--help` ends by SystemExit."""
+    try:
+        code = work()
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code or 0
+
+
+def drop_what_nobody_reads() -> None:
+    """Python would complain of it once more, and end with a code of its own, while it closes what is left."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def require_new_file(out: Path, checkpoint: Path) -> None:
     """Raises UserError unless a new file can be written at `out`: growing takes too long to learn it afterwards."""
     if os.path.lexists(out):
         if checkpoint.exists() and out.exists() and out.samefile(checkpoint):

@@ -117,7 +117,7 @@ class TrainingConfig:
     # == Data ==
     data: str = "auto"
     """auto, tinystories, builtin, or a PATH to your own stories. auto: TinyStories from the hub, else the built-in
-    stories. A PATH leads to .txt with <|endoftext|> between stories, or .jsonl / .parquet with a text column."""
+    stories. A PATH leads to .txt with <|endoftext|> between stories, or .jsonl / .parquet with a column text (or story)."""
     valid_data: str = ""
     """Held-out stories for --data PATH. Without it one story in twenty is held out."""
     tokenizer: str = "auto"

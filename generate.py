@@ -16,7 +16,9 @@ from pathlib import Path
 
 from command_line import OneLineParser, run_command
 from config import UserError
+from data.cleaning import one_form
 from data.tokenizer import END_OF_TEXT
+from data.tokenizer_file import TokenizerFile
 from inference.checkpoint import Trained, add_common_flags, latest_checkpoint, load_trained
 from inference.stories import StoryPrinter, first_difference, printable, side_by_side
 from models.generation import continuations, room_for_tokens, stream_tokens
@@ -85,14 +87,21 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Sampling]:
         raise UserError(f"--max-tokens is {given.max_tokens}, must be at least 1")
     if not 0 <= given.seed < 2**63:
         raise UserError(f"--seed is {given.seed}, must be between 0 and 2**63 - 1")
+    given.prompt = [one_form(prompt) for prompt in given.prompt]
     for number, prompt in enumerate(given.prompt, 1):
+        if END_OF_TEXT in prompt:
+            raise UserError(f"--prompt {number} holds {END_OF_TEXT}, which ends a story; give one --prompt a story")
         if not prompt.strip():
             raise UserError(f"--prompt {number} is empty; give it the first words of a story")
     return given, Sampling(given.temperature, given.top_k, given.top_p)
 
 
 def encode_prompts(prompts: list[str], trained: Trained) -> list[list[int]]:
-    """Raises UserError for a prompt of which the tokenizer makes nothing, or that the model's context has no room for."""
+    """Raises UserError for a prompt of which the tokenizer loses a part, or that the model's context has no room for."""
+    encoding = trained.encoding
+    if isinstance(encoding, TokenizerFile):
+        for text in map(str.strip, prompts):
+            encoding.require_same(text, encoding.encode_ordinary(text))
     prompt_ids = [trained.encoding.encode_ordinary(prompt) for prompt in prompts]
     limit = trained.model.config.context_length
     for number, ids in enumerate(prompt_ids, 1):

@@ -8,7 +8,7 @@ It can be stopped at any time, and goes on with `--resume`. `torchrun --nproc-pe
 one model on four ranks, see docs/SCALING.md.
 
 Exit codes: 0 done, 2 something given cannot work, 3 a growth check failed, 4 out of memory, 5 another rank is gone,
-130 stopped by Ctrl-C, 143 by SIGTERM.
+130 stopped by Ctrl-C, 143 by SIGTERM, 141 nobody reads its output.
 """
 
 from __future__ import annotations

@@ -33,7 +33,9 @@ from models import Transformer
 from phases import phase_of
 from training.device import pick_device
 from training.flops import network_flops, optimizer_flops
-from training.plan import GB, Machine, PhaseMemory, make_plan
+from training.machine import GB, Machine
+from training.memory import PhaseMemory
+from training.plan import make_plan
 from training.step import prepare_training, train_step
 from transfer.gradient_coverage import GradientCoverage
 

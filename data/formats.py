@@ -49,9 +49,12 @@ UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines")
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 MARKUP_SUFFIXES = (".html", ".htm", ".xhtml", ".xml")
+CODE_SUFFIXES = (".yaml", ".yml", ".toml", ".sql", ".py", ".ipynb", ".srt", ".vtt", ".tex")
 # Of prose, a bracket may be followed by a quote, but not by a whole string and a comma.
 ARRAY = re.compile(r'\[\s*([\[{\]]|"([^"\\\n]|\\.)*"\s*[,\]])')
-TEXT_COLUMNS = {"text", "story", "stories", "content", "sentence", "document", "title", "label", "id"}
+USUAL_COLUMNS = {"text", "story", "stories", "content", "sentence", "document", "title", "label", "id"}
+# Of prose, no line begins so twice, not even of a play.
+YAML_KEY = re.compile(r"^(?:- )?(?:text|story|stories|content|sentence|document):(?= |$)", re.M)
 
 
 def form_of(head: bytes, suffix: str, is_whole: bool, name: str) -> str:
@@ -77,6 +80,8 @@ def form_of(head: bytes, suffix: str, is_whole: bool, name: str) -> str:
         what = "markup (HTML or XML), whose tags would be told as text"
     elif _is_table(text, is_whole, is_parted) or suffix in TABLE_SUFFIXES:
         what = "a table (CSV or TSV), whose commas and quotes would be told as text"
+    elif len(YAML_KEY.findall(text)) > 1 or suffix in CODE_SUFFIXES:
+        what = "YAML, subtitles or code, whose signs would be told as text"
     if what:
         raise UserError(f"{name} is {what}; {WHAT_WORKS}")
     return "text"
@@ -128,7 +133,7 @@ def _value_of(line: str) -> object:
 
 
 def _is_markup(text: str) -> bool:
-    if re.match(r"<(!doctype|\?xml|html)\b", text, re.I):
+    if re.match(r"<(!--|(!doctype|\?xml|html)\b)", text, re.I):
         return True
     n_lines = sum(1 for line in text.splitlines() if line.strip())
     n_closed = len(re.findall(r"</[A-Za-z][\w:.-]*\s*>", text))
@@ -145,7 +150,11 @@ def _is_table(text: str, is_whole: bool, is_parted: bool) -> bool:
     header = text.partition("\n")[0]
     for delimiter in "\t,;|":
         names = [name.strip('"').lower() for name in header.split(delimiter)]
-        if len(names) > 1 and TEXT_COLUMNS.intersection(names) and all(re.fullmatch(r"[\w.-]{0,30}", n) for n in names):
+        if (
+            len(names) > 1
+            and USUAL_COLUMNS.intersection(names)
+            and all(re.fullmatch(r"[\w.-]{0,30}", n) for n in names)
+        ):
             return True
         rows = _rows(text, delimiter, is_whole)
         widths = {len(row) for row in rows}
@@ -153,7 +162,7 @@ def _is_table(text: str, is_whole: bool, is_parted: bool) -> bool:
             continue
         if widths == {1}:
             # One column: its fields are in quotes, under a name or with quotes inside them.
-            if header.strip('"').lower() in TEXT_COLUMNS and text[len(header) :].lstrip().startswith('"'):
+            if header.strip('"').lower() in USUAL_COLUMNS and text[len(header) :].lstrip().startswith('"'):
                 return True
             if text.startswith('"') and '""' in text:
                 return True

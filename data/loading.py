@@ -34,7 +34,7 @@ SHARD_WINDOWS = 512
 class StoryData:
     """The stories of a run.
 
-    `train`, `valid`: uint16 token ids, shape (n_tokens,), memory-mapped.
+    `train`, `valid`: token ids (`token_dtype`), shape (n_tokens,), memory-mapped.
     `bytes_per_token`: UTF-8 bytes of the validation stories per validation token, where
     end-of-text counts as a token of no bytes: nats / ln 2 / bytes_per_token = bits per byte.
     `shard`: windows shuffled together where the tokens are the beginning of a stream.
@@ -154,6 +154,8 @@ def _tinystories(config: TrainingConfig, heldout_batch: int, say) -> StoryData:
     # as long, and without the stories there is no use for the tokenizer.
     if not folder.exists():
         hub.connect()
+        source = hub.source()  # which may be a copy of another revision
+        folder = cache_folder(cache_dir, source, name)
     encoding = load_tokenizer(given)
     try:
         tokens = load_or_build(cache_dir, source, name, encoding, need, say)

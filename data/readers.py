@@ -23,6 +23,8 @@ from data.formats import GZIP, HEAD_BYTES, WHAT_WORKS, form_of
 BLOCK_BYTES = 1 << 20
 LONGEST_STORY_CHARACTERS = 16 << 20
 BETWEEN_ELEMENTS = re.compile(r"[\s,]*")
+# What the column of the texts is called; TinyStories' own files say story. A file may have one of them.
+TEXT_COLUMNS = ("text", "story", "content", "document", "body", "article")
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def _parted(blocks: Iterator[str], separator: str) -> Iterator[str]:
 
 
 def read_json_lines(stream: BinaryIO, name: str) -> Iterator[str]:
+    text_of = TextOfRecords('write {"text": "..."} on every line')
     for number, line in enumerate(_parted(_decoded_blocks(stream, name), "\n"), 1):
         if not line.strip():
             continue
@@ -135,13 +138,14 @@ def read_json_lines(stream: BinaryIO, name: str) -> Iterator[str]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{name} line {number} is not JSON: {error}; write one object per line") from None
-        yield _text_of(record, f"{name} line {number}", 'write {"text": "..."} on every line')
+        yield text_of(record, f"{name} line {number}")
 
 
 def read_json_document(stream: BinaryIO, name: str) -> Iterator[str]:
     """The elements of an array, or objects that follow each other, over any number of lines."""
     decoder, buffer, number, error = json.JSONDecoder(), "", 0, None
     is_array = is_closed = None
+    text_of = TextOfRecords('write an array of {"text": "..."}')
     for block in _decoded_blocks(stream, name):
         buffer += block
         position = BETWEEN_ELEMENTS.match(buffer).end()
@@ -158,7 +162,7 @@ def read_json_document(stream: BinaryIO, name: str) -> Iterator[str]:
                 error = reason  # or it goes on in the next block
                 break
             number += 1
-            yield _text_of(record, f"{name} element {number}", 'write an array of {"text": "..."}')
+            yield text_of(record, f"{name} element {number}")
             position = BETWEEN_ELEMENTS.match(buffer, position).end()
         buffer = buffer[position:]
         if len(buffer) > LONGEST_STORY_CHARACTERS:
@@ -168,16 +172,50 @@ def read_json_document(stream: BinaryIO, name: str) -> Iterator[str]:
         raise UserError(f"{name} is not JSON after element {number}: {why}; write one object per line")
 
 
-def _text_of(record: object, where: str, advice: str) -> str:
-    if isinstance(record, str):
-        return record
-    if not isinstance(record, dict):
-        raise UserError(f"{where} is not a JSON object; {advice}")
-    if "text" not in record:
-        raise UserError(f"{where} has no column text; its columns are {', '.join(record) or 'none'}")
-    if not isinstance(record["text"], str):
-        raise UserError(f"{where}: text is {json.dumps(record['text'])[:40]}, must be a string")
-    return record["text"]
+class TextOfRecords:
+    """The texts of JSON records: strings, or objects that all have the same one of TEXT_COLUMNS.
+
+    Args:
+        advice: what the file should be, for messages.
+    """
+
+    def __init__(self, advice: str):
+        self.advice, self.column = advice, ""
+
+    def __call__(self, record: object, where: str) -> str:
+        if isinstance(record, str):
+            return record
+        if not isinstance(record, dict):
+            raise UserError(f"{where} is not a JSON object; {self.advice}")
+        held = [name for name in TEXT_COLUMNS if isinstance(record.get(name), str)]
+        column = text_column(held, list(record), where) if len(held) > 1 or not self.column else self.column
+        self.column = column
+        if column not in record:
+            raise UserError(f"{where} has no column {column}, as the records before have")
+        if not isinstance(record[column], str):
+            raise UserError(f"{where}: {column} is {json.dumps(record[column])[:40]}, must be a string")
+        return record[column]
+
+
+def text_column(held: list[str], columns: list[str], where: str) -> str:
+    """Which of its columns a file's texts are in.
+
+    Args:
+        held: those of TEXT_COLUMNS that hold text.
+    Raises:
+        UserError: there are several, or none.
+    """
+    if len(held) > 1:
+        raise UserError(f"{where} has text in the columns {', '.join(held)}; leave the one with the stories, as text")
+    if held:
+        return held[0]
+    named = next((name for name in TEXT_COLUMNS if name in columns), None)
+    if named is None:
+        raise UserError(
+            f"{where} has no column text; its columns are {', '.join(columns) or 'none'}; "
+            f"call the one with the stories text"
+        )
+    return named
 
 
 def read_parquet(stream: BinaryIO, name: str) -> Iterator[str]:
@@ -187,21 +225,23 @@ def read_parquet(stream: BinaryIO, name: str) -> Iterator[str]:
     try:
         with pyarrow.parquet.ParquetFile(stream) as file:
             schema = file.schema_arrow
-            if "text" not in schema.names:
-                raise UserError(f"{name} has no column text; its columns are {', '.join(schema.names) or 'none'}")
-            kind = schema.field("text").type
-            if not _holds_text(kind):
-                raise UserError(f"{name}: the column text is of type {kind}, must be string")
+            kinds = {field.name: field.type for field in schema}
+            held = [column for column in TEXT_COLUMNS if column in kinds and _holds_text(kinds[column])]
+            column = text_column(held, schema.names, name)
+            if schema.names.count(column) > 1:
+                raise UserError(f"{name} has {schema.names.count(column)} columns {column}; leave one of them")
+            if not held:
+                raise UserError(f"{name}: the column {column} is of type {kinds[column]}, must be string")
             row = 0
-            for batch in file.iter_batches(batch_size=1024, columns=["text"]):
+            for batch in file.iter_batches(batch_size=1024, columns=[column]):
                 for story in batch.column(0).to_pylist():
                     if story is None:
-                        raise UserError(f"{name} row {row}: text is null, must be a string")
+                        raise UserError(f"{name} row {row}: {column} is null, must be a string")
                     # Some writers leave out that their bytes are text.
                     yield story.decode() if isinstance(story, bytes) else story
                     row += 1
     except UnicodeDecodeError as error:
-        raise UserError(f"{name}: the column text is not UTF-8 after row {row}; write the file anew") from error
+        raise UserError(f"{name}: the text is not UTF-8 after row {row}; write the file anew") from error
     except pyarrow.ArrowException as error:
         raise UserError(f"{name} is not a readable parquet file: {str(error).splitlines()[0]}; {WHAT_WORKS}") from error
 

@@ -2,8 +2,8 @@
 
 One folder per source, tokenizer and cleaning version:
 
-    train.bin, valid.bin   little-endian uint16 token ids, each story followed by one end-of-text id
-    meta.json              counts and checksums, its own included
+    train.bin, valid.bin   token ids (`token_dtype`), each story followed by one end-of-text id
+    meta.json              counts and checksums, its own and the vocabulary's included
 
 A folder appears under its name complete or not at all.
 """
@@ -32,12 +32,19 @@ from data.sources import StorySource
 from data.tokenizer_file import TokenizerFile
 from durable_files import sync, sync_folder
 
-TOKEN_DTYPE = np.dtype("<u2")
 HELD_OUT_ONE_IN = 20
 # Bounds the memory of a build; about a thousand stories of TinyStories.
 CHUNK_CHARACTERS = 1 << 20
 READ_BYTES = 1 << 22
 META_KEYS = {"source", "tokenizer", "vocabulary", "train", "valid", "overlap", "checksum"}
+
+
+def token_dtype(n_vocab: int) -> np.dtype:
+    """Of ids below `n_vocab`, in files and in arrays, little-endian: uint16, or uint32 where that is too small.
+
+    Batches are int64 (data/batches.py): torch computes little with unsigned integers.
+    """
+    return np.dtype("<u2" if n_vocab <= 1 << 16 else "<u4")
 
 
 @dataclass
@@ -54,7 +61,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class TokenisedStories:
-    """`train` and `valid`: np.memmap of uint16, shape (n_tokens,), read-only.
+    """`train` and `valid`: np.memmap of `token_dtype`, shape (n_tokens,), read-only.
 
     `overlap`: distinct validation stories whose cleaned text is also in training.
     """
@@ -104,9 +111,10 @@ def load_tokens(folder: Path, encoding: tiktoken.Encoding, need: TokenNeed | Non
         if meta["vocabulary"] != _vocabulary_checksum(encoding):
             raise CacheUnusable("its tokens are of another vocabulary")
         counts = {split: SplitCounts(**meta[split]) for split in ("train", "valid")}
-        tokens = {split: _verified(folder / f"{split}.bin", counts[split]) for split in counts}
+        dtype = token_dtype(encoding.n_vocab)
+        tokens = {split: _verified(folder / f"{split}.bin", counts[split], dtype) for split in counts}
         overlap = int(meta["overlap"])
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CacheUnusable(str(error)) from error
     for split, count in counts.items():
         wanted = getattr(need, split) if need else 0
@@ -186,8 +194,6 @@ def _builder_lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 def _build(
     folder: Path, source: StorySource, tokenizer_name: str, encoding: tiktoken.Encoding, need: TokenNeed | None
 ) -> None:
-    if encoding.n_vocab > 1 << 16:
-        raise UserError(f"tokenizer {tokenizer_name} has {encoding.n_vocab:,} tokens, the cache holds at most 65,536")
     building = folder.parent / f".{folder.name}.building"
     if building.exists():  # the lock is ours, so its builder is dead
         shutil.rmtree(building)
@@ -217,14 +223,14 @@ def _build(
 class _SplitWriter:
     """One .bin while it is written, and its counts."""
 
-    def __init__(self, path: Path, end_of_text: int):
+    def __init__(self, path: Path, encoding: tiktoken.Encoding):
         self.counts = SplitCounts()
-        self._end_of_text = end_of_text
+        self._end_of_text, self._dtype = encoding.eot_token, token_dtype(encoding.n_vocab)
         self._file = path.open("wb")
         self._crc = 0
 
     def add(self, ids: list[int]) -> None:
-        block = np.array([*ids, self._end_of_text], dtype=TOKEN_DTYPE).tobytes()
+        block = np.array([*ids, self._end_of_text], dtype=self._dtype).tobytes()
         self._file.write(block)
         self._crc = zlib.crc32(block, self._crc)
         self.counts.n_stories += 1
@@ -247,10 +253,9 @@ def _tokenise(
     # Validation first: then only its hashes have to be kept while training is read.
     passes = [("train", source.train)] if held_out else [("valid", source.valid), ("train", source.train)]
     valid_hashes, overlap_hashes = set(), set()
-    end_of_text = encoding.eot_token
     with (
-        _SplitWriter(building / "train.bin", end_of_text) as train,
-        _SplitWriter(building / "valid.bin", end_of_text) as valid,
+        _SplitWriter(building / "train.bin", encoding) as train,
+        _SplitWriter(building / "valid.bin", encoding) as valid,
         tqdm(desc="tokenising", unit=" stories", disable=None, leave=False) as progress,
     ):
         writers = {"train": train, "valid": valid}
@@ -339,8 +344,8 @@ def _meta_checksum(meta: dict) -> str:
     return f"{zlib.crc32(json.dumps(meta, sort_keys=True).encode()):08x}"
 
 
-def _verified(path: Path, counts: SplitCounts) -> np.memmap:
-    expected = counts.n_tokens * TOKEN_DTYPE.itemsize
+def _verified(path: Path, counts: SplitCounts, dtype: np.dtype) -> np.memmap:
+    expected = counts.n_tokens * dtype.itemsize
     if path.stat().st_size != expected:
         raise CacheUnusable(f"{path.name} has {path.stat().st_size:,} bytes instead of {expected:,}")
     crc = 0
@@ -349,4 +354,4 @@ def _verified(path: Path, counts: SplitCounts) -> np.memmap:
             crc = zlib.crc32(block, crc)
     if f"{crc:08x}" != counts.checksum:
         raise CacheUnusable(f"the checksum of {path.name} is wrong")
-    return np.memmap(path, dtype=TOKEN_DTYPE, mode="r")
+    return np.memmap(path, dtype=dtype, mode="r")

@@ -17,9 +17,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from config import UserError
 from data.tokenizer_probe import SPACE_SIGN, probe, same_text
+from model_config import LARGEST
 
 SUFFIX = ".json"
-LARGEST_VOCABULARY = 1 << 16  # tokens are kept as uint16
 OUR_NAME = re.compile(r"tokenizer-[0-9a-f]{8}\.json")
 # What ends a text where there is no token of our name.
 OTHER_ENDS = ("</s>", "<|end_of_text|>", "<eos>")
@@ -83,9 +83,9 @@ class TokenizerFile:
             self.notes.append(f"its {self.end_of_text} is taken as special: no text becomes it")
             self._tokenizer.add_special_tokens([AddedToken(self.end_of_text, special=True, normalized=False)])
         self.n_vocab = max(ids.values()) + 1  # ids may have gaps
-        if self.n_vocab > LARGEST_VOCABULARY:
+        if self.n_vocab > LARGEST["vocab_size"]:
             raise UserError(
-                f"the tokenizer {path} has {self.n_vocab:,} ids, at most {LARGEST_VOCABULARY:,} can be used"
+                f"the tokenizer {path} has {self.n_vocab:,} ids, at most {LARGEST['vocab_size']:,} can be used"
             )
         self._bytes = self._bytes_of_ids(ids)
         self.prefix = b""
@@ -97,7 +97,9 @@ class TokenizerFile:
         content = _content(Path(self._path))
         try:
             tokenizer = Tokenizer.from_buffer(content)
-        except Exception as error:  # tokenizers raises Exception itself
+        except BaseException as error:  # tokenizers raises Exception itself, and Rust what is none
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise UserError(f"{self._path} is no tokenizer.json: {' '.join(str(error).split())[:200]}") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()

@@ -12,11 +12,11 @@ from tqdm import tqdm
 from config import UserError
 from data.hub import HubUnavailable, TinyStoriesHub
 from data.sources import StorySource, builtin_source, file_source, is_there
-from data.token_cache import TOKEN_DTYPE, cleaned_and_encoded
+from data.token_cache import cleaned_and_encoded, token_dtype
 
 
 class WholeText(NamedTuple):
-    """`tokens`: uint16 (n_tokens,), every story followed by one end-of-text. `is_whole`: the text has no more."""
+    """`tokens`: `token_dtype` (n_tokens,), every story followed by one end-of-text. `is_whole`: the text has no more."""
 
     description: str
     tokens: np.ndarray
@@ -32,9 +32,9 @@ def read_whole_text(data: str, encoding: tiktoken.Encoding, max_tokens: int | No
     Raises:
         UserError: the text cannot be had, holds no stories, or is no UTF-8.
     """
-    source, stories = _source_of(data)
     blocks, n_tokens, n_stories, is_whole = [], 0, 0, True
     try:
+        source, stories = _source_of(data)
         with tqdm(desc="tokenising", unit=" stories", disable=None, leave=False) as progress:
             for story, _, ids in cleaned_and_encoded(stories(), encoding):
                 if max_tokens is not None and n_tokens >= max_tokens:
@@ -42,7 +42,7 @@ def read_whole_text(data: str, encoding: tiktoken.Encoding, max_tokens: int | No
                     break
                 progress.update()
                 if story:
-                    blocks.append(np.array([*ids, encoding.eot_token], dtype=TOKEN_DTYPE))
+                    blocks.append(np.array([*ids, encoding.eot_token], dtype=token_dtype(encoding.n_vocab)))
                     n_tokens += len(blocks[-1])
                     n_stories += 1
     except HubUnavailable as error:
@@ -56,11 +56,14 @@ def read_whole_text(data: str, encoding: tiktoken.Encoding, max_tokens: int | No
 
 
 def _source_of(data: str) -> tuple[StorySource, Callable[[], Iterator[str]]]:
+    """Raises UserError, or HubUnavailable."""
     if data == "builtin":
         source = builtin_source()
         return source, source.valid
     if data == "tinystories":
-        source = TinyStoriesHub().source()
+        hub = TinyStoriesHub()
+        hub.connect()
+        source = hub.source()
         return source, source.valid
     if not is_there(data):
         raise UserError(f"--data is {data!r}, which is neither builtin nor tinystories nor an existing file")

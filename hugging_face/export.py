@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from command_line import OneLineParser, require_writable, run_command
+from command_line import OneLineParser, require_new_file, run_command
 from config import ModelConfig, TrainingConfig, UserError
 from data.tokenizer import END_OF_TEXT, find_tokenizer, load_tokenizer, tokenizer_name
 from data.tokenizer_file import SUFFIX, as_tokenizer_json
@@ -79,7 +79,7 @@ def export(checkpoint: Path, out: Path, tokenizer: str | None = None) -> None:
     Raises:
         UserError: something cannot be read or written, or nobody knows the tokenizer.
     """
-    require_writable(out, checkpoint)
+    require_new_file(out, checkpoint)
     model = load_model(checkpoint)
     config = model.config
     content, end_of_text = tokenizer_content(config, checkpoint.parent, tokenizer)

@@ -30,9 +30,14 @@ def weights_in(folder: Path) -> Iterator[tuple[str, Tensor]]:
             paths = [whole]
         else:
             continue
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise UserError(f"{missing[0]} is missing: {index.name} names it")
+        if whole.is_file() and whole not in paths:
+            raise UserError(
+                f"{folder} holds weights twice, {whole.name} and what {index.name} names; leave one of them"
+            )
         for path in paths:
-            if not path.is_file():
-                raise UserError(f"{path} is missing: {index.name} names it")
             yield from read(path)
         return
     raise UserError(f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin, nor shards of them")
@@ -79,7 +84,7 @@ def read_json(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {reason(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is no JSON object")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from command_line import OneLineParser, require_writable, run_command
+from command_line import OneLineParser, require_new_file, run_command
 from config import ModelConfig, UserError
 from data.network import reachable
 from data.tokenizer import load_tokenizer, tokenizer_name
@@ -33,7 +33,9 @@ PROBE_SECONDS = 4.0
 # Masks and frequencies that older files hold beside the weights.
 NO_WEIGHTS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 READ_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-SMALL_FILES = ["config.json", "tokenizer.json", "*.index.json"]
+# Both may say where texts end; to transformers the later one alone does, where it is there.
+SAY_THE_ENDS = ("config.json", "generation_config.json")
+SMALL_FILES = [*SAY_THE_ENDS, "tokenizer.json", "*.index.json"]
 DESCRIPTION = """Reads a pretrained model of the Llama family (Llama, SmolLM2, TinyLlama, Mistral without a sliding window)
 or of GPT-NeoX's (Pythia) into a model file from which phase 2 can start: upcycle and grow a model that you did not train.
 A Mixtral is read as well, and can be grown."""
@@ -91,7 +93,7 @@ def import_hf(source: str, out: Path, context_length: int | None = None) -> None
     Raises:
         UserError: the source cannot be had or read, our models cannot compute what it does, or nothing can be written.
     """
-    require_writable(out, Path(source))
+    require_new_file(out, Path(source))
     folder = Path(source) if Path(source).is_dir() else downloaded(source)
     tokenizer_path = folder / "tokenizer.json"
     if not tokenizer_path.is_file():
@@ -179,6 +181,8 @@ def read_model(folder: Path, tokenizer: str = "", context_length: int | None = N
                     f"but by config.json it has to be {tuple(shape)} of floating-point numbers of 16 bits or more"
                 )
             view.copy_(tensor.view(view.shape))
+            if not view.isfinite().all():
+                raise UserError(f"{folder}: the tensor {name} holds values that are no fp32 numbers: NaN or infinity")
     if waiting:
         names = list(waiting)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -203,17 +207,24 @@ def note_on_ends(folder: Path, end_of_text: int) -> str:
     Raises:
         UserError: it would end a text at an ordinary token, or one that does not exist.
     """
-    ends = read_json(folder / "config.json").get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    added = {token["id"]: token for token in read_json(folder / "tokenizer.json").get("added_tokens") or ()}
-    for end in ends:
-        if end != end_of_text and not added.get(end, {}).get("special"):
-            raise UserError(
-                f"{folder / 'config.json'}: eos_token_id is {end!r}, which is no special token of tokenizer.json: "
-                f"texts would end there; give the id of its end-of-text, {end_of_text}"
-            )
-    others = [f"{added[end]['content']} (id {end})" for end in ends if end != end_of_text]
-    return f"Texts end with id {end_of_text} here; in transformers with {', '.join(others)}" if others else ""
+    special = {
+        token["id"]: token["content"]
+        for token in read_json(folder / "tokenizer.json").get("added_tokens") or ()
+        if token.get("special")
+    }
+    others, path = [], folder
+    for path in [folder / name for name in SAY_THE_ENDS if (folder / name).is_file()]:
+        given = read_json(path).get("eos_token_id")
+        ends = given if isinstance(given, list) else [] if given is None else [given]
+        others = [end for end in ends if end != end_of_text]
+        for end in others:
+            if type(end) is not int or end not in special:
+                raise UserError(
+                    f"{path}: eos_token_id is {end!r}, which is no special token of tokenizer.json: "
+                    f"texts would end there; give the id of its end-of-text, {end_of_text}"
+                )
+    names = ", ".join(f"{special[end]} (id {end})" for end in others)
+    return f"Texts end with id {end_of_text} here; in transformers with {names}, by {path.name}" if names else ""
 
 
 def describe(tensor: Tensor) -> str:

@@ -123,8 +123,38 @@ def from_llama_config(theirs: dict, context_length: int | None = None, tokenizer
     kind = theirs["model_type"]
     fields = Fields(theirs, DEFAULTS | dict.fromkeys(NO_DEFAULTS) | OTHER_DEFAULTS[kind])
     rope = fields.rope({"rope_theta": "rope_theta"}, known=(*SCALING, "partial_rotary_factor"))
-    for name, value in (("num_key_value_heads", fields["num_attention_heads"]), ("rope_theta", rope.get("rope_theta"))):
-        fields.values[name] = value if name == "rope_theta" or fields[name] is None else fields[name]
+    fields.values["rope_theta"] = rope.get("rope_theta")
+    if fields["num_key_value_heads"] is None:
+        fields.values["num_key_value_heads"] = fields["num_attention_heads"]
+    require_form(fields, rope, kind)
+    scaling = scaling_of(rope, fields)
+    fields.require_sound()
+    fields.require_context(context_length)
+    context_length = context_length or fields["max_position_embeddings"]
+    require_fit(fields, context_length)
+    fields.require_sound()
+    heads, width, is_moe = fields["num_attention_heads"], fields["hidden_size"], kind == "mixtral"
+    return ModelConfig(
+        fields["vocab_size"],
+        width,
+        fields["num_hidden_layers"],
+        heads,
+        n_experts=fields["num_local_experts"] if is_moe else 0,
+        top_k=fields["num_experts_per_tok"] if is_moe else ModelConfig.top_k,
+        context_length=context_length,
+        rope_base=float(fields["rope_theta"]),
+        norm_eps=float(fields["rms_norm_eps"]),
+        tokenizer=tokenizer,
+        tied=fields["tie_word_embeddings"],
+        architecture="llama",
+        queries_per_kv=heads // fields["num_key_value_heads"],
+        hidden_ratio=fields["intermediate_size"] / width,
+        rope_scaling=scaling,
+    )
+
+
+def require_form(fields: Fields, rope: dict, kind: str) -> None:
+    """What each field must say by itself, for a model of ours to compute the same."""
     fields.require_kinds(
         "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads max_position_embeddings "
         "intermediate_size" + " num_local_experts num_experts_per_tok" * (kind == "mixtral"),
@@ -142,42 +172,22 @@ def from_llama_config(theirs: dict, context_length: int | None = None, tokenizer
         fields.problems.append(f"partial_rotary_factor is {rope['partial_rotary_factor']!r}, must be 1")
     for name in ("head_dim", "sliding_window"):
         fields.require(type(fields[name]) in (int, type(None)), name, "must be a whole number or null")
-    scaling = scaling_of(rope, fields)
-    fields.require_sound()
-    heads, kv_heads, width = (fields[n] for n in ("num_attention_heads", "num_key_value_heads", "hidden_size"))
-    is_grouped = heads % kv_heads == 0
+
+
+def require_fit(fields: Fields, context_length: int) -> None:
+    """How fields of the right form must go together."""
+    heads, width, window = (fields[name] for name in ("num_attention_heads", "hidden_size", "sliding_window"))
+    is_grouped = heads % fields["num_key_value_heads"] == 0
     fields.require(is_grouped, "num_key_value_heads", f"must divide num_attention_heads, {heads}")
-    if fields["head_dim"] is not None:
-        fields.require(
-            fields["head_dim"] * heads == width,
-            "head_dim",
-            f"must be hidden_size / num_attention_heads, {width / heads:g}",
-        )
-    fields.require_context(context_length)
-    context_length = context_length or fields["max_position_embeddings"]
     fields.require(
-        fields["sliding_window"] is None or fields["sliding_window"] >= context_length,
-        "sliding_window",
-        f"but attention here sees all {context_length:,} positions: "
-        f"give --context-length {fields['sliding_window']} or less",
+        fields["head_dim"] is None or fields["head_dim"] * heads == width,
+        "head_dim",
+        f"must be hidden_size / num_attention_heads, {width / heads:g}",
     )
-    fields.require_sound()
-    return ModelConfig(
-        fields["vocab_size"],
-        width,
-        fields["num_hidden_layers"],
-        heads,
-        n_experts=fields["num_local_experts"] if kind == "mixtral" else 0,
-        top_k=fields["num_experts_per_tok"] if kind == "mixtral" else ModelConfig.top_k,
-        context_length=context_length,
-        rope_base=float(fields["rope_theta"]),
-        norm_eps=float(fields["rms_norm_eps"]),
-        tokenizer=tokenizer,
-        tied=fields["tie_word_embeddings"],
-        architecture="llama",
-        queries_per_kv=heads // kv_heads,
-        hidden_ratio=fields["intermediate_size"] / width,
-        rope_scaling=scaling,
+    fields.require(
+        window is None or window >= context_length,
+        "sliding_window",
+        f"but attention here sees all {context_length:,} positions: give --context-length {window} or less",
     )
 
 

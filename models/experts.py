@@ -146,9 +146,9 @@ class Experts(torch.autograd.Function):
         ctx.is_grouped = grouped_mm_serves(x_ND, w_down)
         ctx.groups = row_groups(slots, ctx.is_grouped)
         for group in ctx.groups:
-            hidden_RF = linear(x_ND.index_select(0, slots.token_R[group.rows]), up, b_up, group)
+            hidden_RF = expert_linear(x_ND.index_select(0, slots.token_R[group.rows]), up, b_up, group)
             unit_RA = activated(hidden_RF, is_gated)
-            y_RD[group.rows] = linear(unit_RA, down, b_down, group)
+            y_RD[group.rows] = expert_linear(unit_RA, down, b_down, group)
             if keeps_hidden:
                 kept += [hidden_RF, unit_RA]
         ctx.save_for_backward(x_ND, y_RD, gate_Nk, w_up, b_up, w_down, b_down, *slots, *kept)
@@ -178,7 +178,7 @@ class Experts(torch.autograd.Function):
             if kept:
                 hidden_RF, unit_RA = kept[2 * i : 2 * i + 2]
             else:
-                hidden_RF = linear(x_RD, up, b_up, group)
+                hidden_RF = expert_linear(x_RD, up, b_up, group)
                 unit_RA = activated(hidden_RF, ctx.is_gated)
             g_RD = dy_ND.index_select(0, token_R) * gate_R[group.rows, None].to(dy_ND.dtype)
             d_unit_RA = product(g_RD, down, group)
@@ -211,9 +211,7 @@ def weights_of(group: RowGroup, stack: tuple[Tensor, Tensor | None], dtype: torc
     return weight_to_compute_with(weight_EOI[group.expert], None if low_EOI is None else low_EOI[group.expert], dtype)
 
 
-def linear(
-    x_RI: Tensor, stack: tuple[Tensor, Tensor | None], bias_EO: Tensor | None, group: RowGroup
-) -> Tensor:
+def expert_linear(x_RI: Tensor, stack: tuple[Tensor, Tensor | None], bias_EO: Tensor | None, group: RowGroup) -> Tensor:
     """Each row through the linear layer of its expert, (R, in) → (R, out)."""
     weight = weights_of(group, stack, x_RI.dtype)
     bias = None if bias_EO is None else bias_rows(bias_EO, x_RI, group)

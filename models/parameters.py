@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -30,9 +31,16 @@ class ParameterCount:
 
 def count_parameters(model: Transformer | ModelConfig) -> ParameterCount:
     """Counts a model's parameters, or those that a geometry would have (nothing is allocated)."""
-    if isinstance(model, ModelConfig):
-        with torch.device("meta"):
-            model = Transformer(model)
+    return of_geometry(model) if isinstance(model, ModelConfig) else counted(model)
+
+
+@lru_cache
+def of_geometry(config: ModelConfig) -> ParameterCount:
+    with torch.device("meta"):
+        return counted(Transformer(config))
+
+
+def counted(model: Transformer) -> ParameterCount:
     config = model.config
     total = sum(parameter.numel() for parameter in model.parameters())
     if not config.is_moe:

@@ -169,6 +169,10 @@ class Transformer(nn.Module):
         if hasattr(self, "reshard"):  # FSDP2's, see models/shards.py
             self.reshard()
 
+    def recover(self) -> None:
+        """Where ranks share the model, makes it fit for its next pass after one that broke off."""
+        getattr(self, "reset_iter_state", self.rest)()  # FSDP2's, of torch 2.13
+
     def keep_hidden(self, keeps: bool) -> None:
         """Whether experts and attention keep what they compute on their way for the backward pass, or compute it again."""
         for block in self.blocks:

@@ -13,7 +13,8 @@ step          phase, step (in the phase), loss (training batch, nats a token), l
 eval          phase, step, tokens, loss (held-out, nats a token), bits_per_byte
 boundary      from_phase, to_phase, loss_before, loss_after, jump (same held-out batches, fp32),
               near_ties_left_out (of loss_after, where they alone made the jump too large),
-              bits_per_byte, same_story (null where sample_tokens is 0, and where two stories part at a near-tie), tokens
+              bits_per_byte, same_story (null where sample_tokens is 0, where two stories part at a near-tie, and
+              where they could not be told), tokens
 verification  to_phase, check, passed, reason, and the check's figures
 trial         phase, step, pays, flops, loss_before, loss_as_it_is, loss_grown: see run/grow_when.py
 liveness      phase (after the boundary), steps (of that phase so far), and the fields of

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from command_line import OneLineParser, one_line
-from config import UserError
+from command_line import OneLineParser, run_command
 from models import load_model
 from phases import PHASES
 from report.history import WALL_CLOCK, given_differences, history_of
@@ -71,15 +70,15 @@ def same_model(a: Path, b: Path) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    return run_command(lambda: compare(arguments), "both runs' models have to fit, one phase at a time")
+
+
+def compare(arguments: list[str] | None) -> int:
     parser = OneLineParser(usage="python -m run.compare RUN_A RUN_B", description=__doc__)
     for name in ("RUN_A", "RUN_B"):
         parser.add_argument(name, type=Path, help="the checkpoint folder of a run")
-    try:
-        given = parser.parse_args(arguments)
-        found = list(differences(given.RUN_A, given.RUN_B))
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+    given = parser.parse_args(arguments)
+    found = list(differences(given.RUN_A, given.RUN_B))
     for kind, text in found:
         print(f"{kind:<8} {text}")
     if not found:

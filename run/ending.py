@@ -7,14 +7,15 @@ import os
 import sys
 from pathlib import Path
 
-from command_line import Ending, is_out_of_memory, one_line, quoted
+from command_line import NOBODY_READS, Ending, is_out_of_memory, one_line, quoted
 from config import TrainingConfig, UserError
 from phases import STATE_NAME
 from run.resume import RunComplete, may_differ
 from run.run import Run
 from run.stop import Stopped
 from training import torchrun
-from training.plan import GB, as_flags, memory_of_phases, peak_of
+from training.machine import GB
+from training.plan import as_flags, halved_batches, memory_of_phases, peak_of, smaller_growths
 
 OUT_OF_MEMORY = (
     "lower --batch-size (4 in place of 8), or grow less: --scale-factor 1.5 --extra-layers 2. "
@@ -36,6 +37,9 @@ class RunEnding(Ending):
         if torchrun.is_lost(error):
             n_steps = self.run.progress.steps if self.run else 0
             return torchrun.RANK_LOST, f"error: {torchrun.lost_line(error, n_steps)}; {self.how_to_go_on()}"
+        if isinstance(error, BrokenPipeError):
+            said = f"error: nobody reads what this run prints; {self.how_to_go_on()}"
+            return NOBODY_READS, said if self.run else ""
         if isinstance(error, OSError):  # of a path that cannot be one, or of a terminal or a log that takes no more
             return 2, f"error: {one_line(error)}; {self.how_to_go_on()}"
         self.out_of_memory = out_of_memory(self.run) if is_out_of_memory(error) else ""
@@ -73,11 +77,8 @@ def out_of_memory(run: Run | None) -> str:
         is_lean = plan.is_lean or changed.memory == "lean"
         return peak_of(memory_of_phases(changed, plan.models[0], plan.machine, is_lean)) / GB
 
-    changes = [
-        {"memory": "lean", "accumulate": 1},
-        {"batch_size": max(1, config.batch_size // 2), "accumulate": 1},
-        {"scale_factor": 1.5, "extra_layers": 2},
-    ]
+    lean = {"memory": "lean", "accumulate": 1}
+    changes = [lean, *halved_batches(config, plan.machine.n_ranks)[:1], *smaller_growths(config)[:1]]
     ways = []
     for change in changes[plan.is_lean or plan.machine.n_ranks > 1 :]:
         if not all(may_differ(name, run.saver.position) for name in change):  # growth, once it is done
@@ -88,6 +89,6 @@ def out_of_memory(run: Run | None) -> str:
         except UserError:  # 1.5 gives no whole number of heads here
             continue
     return (
-        f"this run plans for {need():.3g} GB at its peak; {', '.join(ways)}. "
-        f"What was saved is safe: {resume_command(config)}, with one of these"
+        f"this run plans for {need():.3g} GB at its peak; {', '.join(ways) or 'free memory on this machine'}. "
+        f"What was saved is safe: {resume_command(config)}{', with one of these' if ways else ''}"
     )

@@ -63,29 +63,35 @@ class Trial:
         )
 
 
+class TrialLeft(Exception):
+    """A signal came between two steps of a trial."""
+
+
 class Trials:
-    """The trials of growth in one phase, and how many steps it may have: `n_steps`."""
+    """The trials of growth in one phase, and how many steps it may have: `n_steps`.
+
+    `was_left`: a signal ended the last one, and it is as if none had been made: a run that is saved then makes it when
+    it goes on.
+    """
 
     def __init__(self, run: Run, phase: Phase, grow: Grow):
         self.run, self.phase, self.grow = run, phase, grow
         n_steps = run.config.steps(phase.number)
         self.due_after = trial_steps(n_steps) if phase.after and run.config.grow_when == "auto" else []
         self.n_steps = self.due_after[-1] if self.due_after else n_steps
+        self.was_left = False
 
     def say_grow(self, step: int, rate: float, model: Transformer, optimizers: list[torch.optim.Optimizer]) -> bool:
-        """Whether a trial was due after `step`, and growth pays; prints and records it, and why.
-
-        A signal ends a trial between two of its steps, and it is as if none had been made: a run that is saved then
-        makes it when it goes on.
-        """
+        """Whether a trial was due after `step`, and growth pays; prints and records it, and why."""
         if step + 1 not in self.due_after or step + 1 >= self.n_steps:
             return False
         run, moments = self.run, read_moments(model, optimizers)
         flops = run.progress.flops
-        with run.aside():
-            trial = try_growth(run, model, moments, rate, lambda model: self.grow(self.phase.after, model))
-        if run.stop.is_asked:
-            run.progress.flops = flops
+        try:
+            with run.aside():
+                trial = try_growth(run, model, moments, rate, lambda model: self.grow(self.phase.after, model))
+        except TrialLeft:
+            self.was_left, run.progress.flops = True, flops
             return False
         if trial is None:
             return False
@@ -109,7 +115,10 @@ def try_growth(
 ) -> Trial | None:
     """Trains two copies, one of them grown, for equal compute; `model` and `moments` stay as they are.
 
-    None where the run is too young to afford a trial, where growth changes nothing, and where a signal came.
+    None where the run is too young to afford a trial, and where growth changes nothing.
+
+    Raises:
+        TrialLeft: a signal came.
     """
     config, progress = run.config, run.progress
     grown_geometry = run.plan.models[run.plan.models.index(model.config) + 1]
@@ -128,7 +137,7 @@ def try_growth(
             progress.flops += step_cost
             run.stop.agree()
             if run.stop.is_asked:
-                return math.nan
+                raise TrialLeft
         return heldout_loss(contender, run.heldout)
 
     def train_grown() -> float:
@@ -137,9 +146,5 @@ def try_growth(
         return train(grown, grow_optimizer_state(moments, model.config, grown.config, config.grow_optimizer))
 
     loss_grown = train_grown()
-    if run.stop.is_asked:
-        return None
     loss_as_it_is = train(copy_of(model), copy.deepcopy(moments))
-    if run.stop.is_asked:
-        return None
     return team().agreed(Trial(flops, heldout_loss(model, run.heldout), loss_as_it_is, loss_grown))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
 
 from torch import Tensor
 from tqdm import tqdm
@@ -17,6 +19,7 @@ from transfer.liveness import liveness_report
 
 # Long enough for every new parameter to have had its turn, short enough to cost nothing.
 LIVENESS_STEPS = 20
+T = TypeVar("T")
 
 
 class LivenessWatch:
@@ -31,16 +34,20 @@ class LivenessWatch:
 
     def __init__(self, run: Run, phase: Phase, model: Transformer, saved: RunState | None):
         self.run, self.phase, self.model = run, phase, model
-        self.coverage = None
+        self.coverage: GradientCoverage | None = None
         if phase.before and (saved is None or saved.coverage is not None):
-            self.coverage = GradientCoverage(model, run.plan.models[phase.before.number - 1])
-            if saved:
-                self.coverage.go_on_from(saved.coverage)
+            self.coverage = self._guarded(lambda: self._begun(saved))
+
+    def _begun(self, saved: RunState | None) -> GradientCoverage:
+        coverage = GradientCoverage(self.model, self.run.plan.models[self.phase.before.number - 1])
+        if saved:
+            coverage.go_on_from(saved.coverage)
+        return coverage
 
     def before_step(self, tokens_BT: Tensor) -> None:
         """Looks at the gradients of the first sequence of a batch: of all they would cost a step more for each."""
         if self.coverage:
-            self.coverage.look_at_language_loss(tokens_BT[:1])
+            self._guarded(lambda: self.coverage.look_at_language_loss(tokens_BT[:1]))
 
     def after_step(self, n_steps: int) -> None:
         """Once the phase has done `n_steps`."""
@@ -58,19 +65,33 @@ class LivenessWatch:
 
     def _end(self, n_steps: int) -> None:
         record_liveness(self.run, self.phase, self.model, n_steps, self.coverage)
-        self.coverage.close()
-        self.coverage = None
+        self._close()
 
     def state(self) -> dict | None:
         """For the run's saved state."""
-        return self.coverage.state() if self.coverage else None
+        return self._guarded(self.coverage.state) if self.coverage else None
+
+    def _guarded(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns; where it breaks, None, and nothing is watched from here on."""
+        result = None
+        with decoration(f"the count of new parameters that learn in phase {self.phase.number}", self.model) as watch:
+            result = work()
+        if watch.is_left_out:
+            self._close()
+            return None
+        return result
+
+    def _close(self) -> None:
+        if self.coverage:
+            self.coverage.close()
+            self.coverage = None
 
 
 def record_liveness(
     run: Run, phase: Phase, model: Transformer, steps: int, coverage: GradientCoverage | None = None
 ) -> None:
     """Prints and records whether the clones of the boundary before `phase` have parted, after `steps` of training."""
-    with decoration(f"liveness after {steps} steps of phase {phase.number}"):
+    with decoration(f"liveness after {steps} steps of phase {phase.number}", model):
         with run.aside():
             report = liveness_report(model, run.plan.models[phase.before.number - 1], run.heldout[0], coverage)
         tqdm.write(f"  Liveness after {steps} steps of phase {phase.number}:")

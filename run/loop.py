@@ -66,7 +66,7 @@ def train_steps(
     n_done, last = first, trials.n_steps - 1
     with progress_bar(phase, first, trials.n_steps) as bar:
         while n_done <= last and not trials.say_grow(n_done - 1, rate_at(n_done - 1), model, optimizers):
-            if run.stop.is_asked:  # heard in a trial
+            if trials.was_left:
                 save_if_due(run, phase, n_done, model, optimizers, rows, liveness)
             step = n_done
             rate, tokens_BT = rate_at(step), run.batch(run.progress.steps)
@@ -100,7 +100,7 @@ def end_phase(
     run.progress.losses[f"phase{phase.number}_final"] = record_heldout_loss(run, phase, step, model)
     checksum = team().agreed(save_model(model, phase.path_in(run.folder)))
     liveness.after_last_step(step + 1)
-    with decoration(f"the story after phase {phase.number}"):
+    with decoration(f"the story after phase {phase.number}", model):
         tell_story(run, phase, model)
     moments = read_moments(model, optimizers)
     optimizers[0].leave_parameters()  # with lean memory a boundary's backward pass would move them

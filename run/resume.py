@@ -35,8 +35,10 @@ MAY_DIFFER_UNTIL = {
     **{name: phase.number - 0.5 for phase in PHASES for name in MADE_WITH[phase.made_by]},
     **{f"{name}_phase{phase.number}": float(phase.number) for phase in PHASES for name in ("steps", "lr")},
 }
-# How often a run is looked at: the history has other rows, the models come out the same.
-WATCHING = ("log_every", "eval_every")
+# How a run is looked at, and where its stories are, which have to be the same: the history has other rows, the models
+# come out the same.
+WATCHING = ("log_every", "eval_every", "sample_tokens", "check_tolerance", "ignore_failed_checks")
+WATCHING += ("data", "valid_data", "tokenizer")
 
 
 class RunComplete(UserError):

@@ -20,7 +20,7 @@ from config import UserError
 from models.shards import own
 from run.run_state import RunState, write_run_state
 from run.state_shards import write_state_shards
-from training.plan import available_bytes
+from training.machine import available_bytes
 from training.ranks import team
 
 LARGEST_SHARE = 0.05

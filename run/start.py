@@ -24,15 +24,16 @@ from run.console import duration_line
 from run.facts import facts
 from run.folder import find_earlier_run, require_writable, sole_run
 from run.live import Live, require_packages
-from run.resume import changed_settings, cost_of_changes, entry_model, on_device
+from run.resume import changed_settings, cost_of_changes, entry_model, may_differ, on_device
 from run.run import Run
 from run.run_state import RunState, read_run_state, write_run_state
 from run.saver import Saver
 from run.start_model import dense_of, keep_tokenizer, probable_dense, require_tokenizer, start_geometry
 from run.state_shards import lay_out, read_shards, require_whole_shards
 from run.stop import StopSignals
-from training.device import choose_precision
-from training.plan import Machine, Plan, make_plan, require_memory
+from training.device import choose_precision, probable_precision
+from training.machine import Machine
+from training.plan import Plan, make_plan, require_memory
 from training.ranks import team
 from training.torchrun import launcher, planned_count, together
 from transfer.optimizer_growth import Moments
@@ -66,16 +67,13 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
 
 
 def print_plan(config: TrainingConfig, device: torch.device) -> None:
-    """What a run would take, and start nothing: for the tokenizer that it will most probably have."""
-    compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
+    """What a run would take, and start nothing: for the tokenizer and the precision that it will most probably have."""
     start_model = start_geometry(config)
     dense = dense_of(start_model) if start_model else probable_dense(config)
-    plan = make_plan(config, dense, Machine.now(device, compute_dtype, planned_count()))
+    plan = make_plan(config, dense, Machine.now(device, probable_precision(device, config), planned_count()))
     print(plan.table())
-    if not plan.advice:
+    if not plan.is_refused:
         print(duration_line(plan, config, config.start_phase))
-        if config.precision == "auto":
-            print("A run takes bf16 where that is faster here; --precision bf16 shows memory and time with it")
 
 
 @dataclass
@@ -163,11 +161,11 @@ def decided_before(saved: RunState, config: TrainingConfig, changes: dict) -> Tr
 
 def decide(settled: Settled, machine: Machine) -> Plan:
     """What each phase will be and take, printed. Raises UserError where that does not fit."""
-    config = settled.config
-    plan = make_plan(settled.decided, settled.dense, dataclasses.replace(machine, compute_dtype=settled.compute_dtype))
+    config, at = settled.config, settled.saved
+    machine = dataclasses.replace(machine, compute_dtype=settled.compute_dtype)
+    plan = make_plan(settled.decided, settled.dense, machine, lambda name: not at or may_differ(name, at.position))
     print(plan.table())
     team().first(lambda: require_memory(plan, config.ignore_memory_plan))
-    at = settled.saved
     begins_with, step = (at.phase + at.is_complete, 0 if at.is_complete else at.step) if at else (config.start_phase, 0)
     print(duration_line(plan, config, begins_with, step))
     return plan

@@ -4,6 +4,7 @@ import torch
 
 from config import UserError
 from data.batches import heldout_batches, train_batch, windows_per_epoch
+from inference.text_loss import windows
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 
@@ -17,6 +18,16 @@ def test_batch_shape_and_windows():
     batch = train_batch(TOKENS, seed=0, step=3, batch_size=4, context_length=10)
     assert batch.shape == (4, 11) and batch.dtype == torch.int64
     assert (batch[:, 1:] - batch[:, :-1] == 1).all()
+
+
+def test_ids_beyond_uint16_are_the_same_in_batches_and_in_the_windows_of_a_whole_text():
+    large = TOKENS.astype(np.uint32) + 80_000
+    for small, batch in (
+        (train_batch(TOKENS, 0, 3, 4, 10), train_batch(large, 0, 3, 4, 10)),
+        (heldout_batches(TOKENS, 1, 4, 10)[0], heldout_batches(large, 1, 4, 10)[0]),
+        (next(windows(TOKENS, 10, 4)), next(windows(large, 10, 4))),
+    ):
+        assert batch.dtype == torch.int64 and torch.equal(batch, small + 80_000)
 
 
 def test_batches_do_not_depend_on_what_was_drawn_before():

@@ -280,5 +280,16 @@ def test_what_cannot_work_is_refused_in_one_line(main, flags, text, capsys):
 def test_the_first_page_shows_what_the_plan_says_of_the_machines_that_people_have(capsys):
     assert machines.main([]) == 0
     assert capsys.readouterr().out.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
-    refused, runs = (machines.row(machines.Device("A machine", "cuda", usable, 10.0)) for usable in (8.0, 80.0))
-    assert "is refused" in refused[2] and "and fits" in refused[2] and "runs, full memory" in runs[2]
+    refused, runs = (machines.machine_row(machines.Device("A machine", "cuda", usable, 80)) for usable in (5.0, 80.0))
+    assert "is refused" in refused[2] and "` fits" in refused[2] and "runs, full memory" in runs[2]
+
+
+def test_a_time_is_what_is_multiplied_and_what_is_moved():
+    """An M2 stays within the 20 minutes that are the target; twice the rate and bandwidth take half the time."""
+    (m2,) = (processor for processor in machines.PROCESSORS if processor.name == "M2")
+    seconds = machines.seconds_of_phases(m2)
+    twice = machines.seconds_of_phases(m2._replace(rate=2 * m2.rate, bandwidth=2 * m2.bandwidth))
+    assert twice == pytest.approx([s / 2 for s in seconds]) and sum(seconds) <= 20 * 60
+    flops = 100 * sum(step_flops(model, 8) for model in PRESETS["reference"].phase_geometries(50_257))
+    products = sum(machines.seconds_of_phases(m2._replace(bandwidth=1e99)))
+    assert products == pytest.approx(flops / 2.2e12)

@@ -12,8 +12,10 @@ from config import PRESETS, ModelConfig, UserError
 from models import count_parameters
 from test_growth_checks import lively_dense_model, lively_moe_model
 from tests.test_run import run
+from training.machine import Machine
+from training.memory import PROCESS_BYTES
 from training.optimizer import build_optimizers, moment_bytes, read_moments
-from training.plan import PROCESS_BYTES, Machine, make_plan, require_memory
+from training.plan import make_plan, require_memory
 from transfer import optimizer_growth
 from transfer.optimizer_growth import grow_optimizer_state
 

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -324,13 +325,21 @@ def file_with(content: bytes, name="stories.txt"):
             file_with(b'{"text": "a"}\n[1]\n', "s.jsonl"),
             'line 2 is not a JSON object; write {"text": "..."} on every line',
         ),
-        (file_with(b'{"story": "a", "id": 1}\n', "s.jsonl"), "line 1 has no column text; its columns are story, id"),
+        (file_with(b'{"name": "a", "id": 1}\n', "s.jsonl"), "line 1 has no column text; its columns are name, id"),
+        (
+            file_with(b'{"text": "a"}\n{"text": "a", "story": "b"}\n', "s.jsonl"),
+            "line 2 has text in the columns text, story; leave the one with the stories, as text",
+        ),
+        (
+            file_with(b'{"story": "a"}\n{"content": "b"}\n', "s.jsonl"),
+            "line 2 has no column story, as the records before have",
+        ),
         (file_with(b'{"text": "a"}\n{"text": 5}\n', "s.jsonl"), "line 2: text is 5, must be a string"),
         (file_with(b'{"text": "a"}\n{"text": "\xff"}\n', "s.jsonl"), "is not UTF-8 text: byte 0xff at offset 24"),
         (file_with(b"not parquet", "s.parquet"), "is not a readable parquet file: "),
         (
-            lambda folder: write_parquet(folder / "s.parquet", ["a"], column="story"),
-            "has no column text; its columns are story, n",
+            lambda folder: write_parquet(folder / "s.parquet", ["a"], column="name"),
+            "has no column text; its columns are name, n",
         ),
         (
             lambda folder: write_parquet(folder / "s.parquet", [1, 2]),
@@ -496,6 +505,31 @@ def test_cached_copy_is_used_offline(config, monkeypatch):
     found, _ = load(config, data="tinystories")
     assert hub.os.environ["HF_HUB_OFFLINE"] == "1"
     assert "TinyStories" in found.summary["source"]
+
+
+def test_a_copy_of_another_revision_has_tokens_of_its_own(config, monkeypatch, tmp_path):
+    fake = FakeHub(monkeypatch)
+    streamed, _ = load(config, data="tinystories")
+    assert hub.REVISION in hub.TinyStoriesHub().source().fingerprint
+
+    def of_copy(revision):
+        copy = tmp_path / "datasets" / "roneneldan___tiny_stories" / "default" / "0.0.0" / revision
+        copy.mkdir(parents=True)
+        (copy / "dataset_info.json").touch()
+
+    of_copy("another")
+    fake.vanish()
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(hub, "cached_copy_exists", lambda: True)
+    monkeypatch.setattr(hub, "_load_cached_copy", lambda _, split: [{"text": text + " Indeed."} for text in STORIES])
+    again, _ = load(config, data="tinystories")
+    assert np.array_equal(again.train, streamed.train), "tokens of the revision that is streamed are not replaced"
+    copied, _ = load(config, data="tinystories", cache_dir=str(tmp_path / "empty"))
+    assert not np.array_equal(copied.train, streamed.train)
+    copied_source = hub.TinyStoriesHub()
+    copied_source.connect()
+    assert copied_source.source().fingerprint == "roneneldan/TinyStories@another"
 
 
 def test_builtin_needs_neither_network_nor_datasets(config, monkeypatch):

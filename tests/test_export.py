@@ -43,18 +43,6 @@ FILES = {
 
 
 @pytest.fixture(scope="module")
-def transformers(tmp_path_factory):
-    """The library; code of models is copied to a folder of the tests, and the hub is not asked."""
-    transformers = pytest.importorskip(
-        "transformers", reason="transformers is in requirements-dev.txt, on Python 3.11 and newer"
-    )
-    patch = pytest.MonkeyPatch()
-    patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-    yield transformers
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
 def stories() -> list[str]:
     return builtin_split()[1]
 

@@ -48,12 +48,21 @@ def stories_of(path):
     return [story for story, _ in clean_stories(story_file(path).texts()) if story]
 
 
-def parquet(stories, kind=None):
+def parquet(stories, kind=None, name="text"):
     column = pyarrow.array(stories)
     if kind is not None:
         column = column.dictionary_encode().cast(kind) if pyarrow.types.is_dictionary(kind) else column.cast(kind)
     sink = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"text": column}), sink, row_group_size=7)
+    pyarrow.parquet.write_table(
+        pyarrow.table({name: column, "n": pyarrow.array(range(len(stories)))}), sink, row_group_size=7
+    )
+    return sink.getvalue()
+
+
+def twice():
+    """A parquet file with two columns of one name."""
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table([pyarrow.array(STORIES)] * 2, names=["text", "text"]), sink)
     return sink.getvalue()
 
 
@@ -94,6 +103,9 @@ def table(rows, **options):
         ("hidden_gzip.txt", gzip.compress(TEXT.encode())),
         ("a.jsonl.gz", gzip.compress(LINES.encode())),
         ("a.json.gz", gzip.compress(json.dumps(STORIES).encode())),
+        ("story.jsonl", LINES.replace('"text"', '"story"')),
+        ("content.json", json.dumps([{"id": "a", "text": None, "content": story} for story in STORIES], indent=1)),
+        ("story.parquet", parquet(STORIES, name="story")),
         ("two_members.gz", gzip.compress(TEXT[:999].encode()) + gzip.compress(TEXT[999:].encode())),
     ],
     ids=plainly,
@@ -170,9 +182,13 @@ SAFETENSORS = (60).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1],"da
         ("damaged gzip", b"\x1f\x8b" + b"abc" * 30),
         ("the array has no end", "[" + LINES.replace("\n", ",\n")),
         ("something follows the array", json.dumps(RECORDS) + " and more"),
-        ("has no column text; its columns are story", json.dumps([{"story": story} for story in STORIES])),
+        ("has no column text; its columns are name", json.dumps([{"name": story} for story in STORIES])),
+        ("text in the columns story, content", json.dumps([{"story": s, "content": s} for s in STORIES])),
         ("has no column text; its columns are data, version", json.dumps({"data": RECORDS, "version": 1}, indent=1)),
         ("must be a string", json.dumps({"text": STORIES})),
+        ("YAML", "".join(f"- text: {json.dumps(story)}\n  id: 1\n" for story in STORIES)),
+        ("markup", "<!-- stories -->\n<div>" + TEXT),
+        ("has 2 columns text", twice()),
         ("must be string", parquet([[story] for story in STORIES])),
     ],
     ids=plainly,
@@ -183,9 +199,9 @@ def test_what_holds_no_stories_is_refused_whatever_its_name(tmp_path, what, cont
     assert what in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "html", "xml"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "html", "xml", "yaml", "srt"])
 def test_a_name_that_says_table_or_markup_is_believed(tmp_path, suffix):
-    with pytest.raises(UserError, match="table|markup"):
+    with pytest.raises(UserError, match="table|markup|YAML, subtitles"):
         stories_of(written(tmp_path, f"stories.{suffix}", TEXT))
 
 
@@ -195,6 +211,7 @@ def test_a_name_that_says_table_or_markup_is_believed(tmp_path, suffix):
         "Twinkle, twinkle\nlittle, star\nhow, I wonder",
         "Twinkle twinkle,\nlittle star,\nhow I wonder,",
         '"Hello!"\n"Hi!"\n"Bye."',
+        "Tom: Hello!\nAnn: Hi!\nTom: Bye.",
         '"Hi," said Tom.\n"Bye," said Ann.\n"No," said Sue.',
         "{Chapter 1} Once",
         "[Chapter 1]\nOnce",

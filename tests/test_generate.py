@@ -11,10 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer, normalizers
 
 import generate
 from config import ModelConfig, UserError
 from data.tokenizer import END_OF_TEXT, load_tokenizer
+from data.tokenizer_file import as_tokenizer_json
 from inference import checkpoint
 from inference.stories import StoryPrinter, first_difference, printable, side_by_side
 from models import Transformer, experts, save_model
@@ -183,8 +185,8 @@ def test_no_more_positions_than_there_is_room_for():
 
 def test_one_token_is_computed_by_its_own_experts_alone(monkeypatch):
     calls = []
-    linear = experts.linear
-    monkeypatch.setattr(experts, "linear", lambda x, *rest: calls.append(len(x)) or linear(x, *rest))
+    linear = experts.expert_linear
+    monkeypatch.setattr(experts, "expert_linear", lambda x, *rest: calls.append(len(x)) or linear(x, *rest))
     moe = talkative_model(n_experts=8).blocks[0].mlp
     with torch.no_grad():
         moe(torch.randn(1, 1, 32))
@@ -454,6 +456,21 @@ def test_stories_in_a_file_are_separated_as_training_reads_them(files, capsys):
     assert tell(files, capsys, flags + " --seed 1", prompts[0]) == stories[2] + "\n"
 
 
+def test_a_prompt_has_the_one_form_that_stories_have(files, capsys):
+    flags = "--checkpoint {dense} --max-tokens 6"
+    assert tell(files, capsys, flags, "\ufeffA cat\r\nran") == tell(files, capsys, flags, "A cat\nran")
+
+
+def test_a_prompt_that_the_tokenizer_loses_a_part_of_is_refused(tmp_path, files, capsys):
+    tokenizer = Tokenizer.from_str(as_tokenizer_json(load_tokenizer("builtin"), END_OF_TEXT).decode())
+    tokenizer.normalizer = normalizers.Replace("quokka", "cat")  # which no probe knows of
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    flags = ["--checkpoint", str(files["nameless"]), "--tokenizer", str(tmp_path / "tokenizer.json"), "--prompt"]
+    assert generate.main([*flags, " A cat", "A quokka"]) == 2
+    assert "loses text" in capsys.readouterr().err
+    assert generate.main([*flags, " A cat "]) == 0
+
+
 def test_a_line_says_how_fast_and_why_a_story_stops(files, capsys):
     assert generate.main(["--checkpoint", str(files["dense"]), "--device", "cpu", "--prompt", "A cat", "A dog"]) == 0
     error = capsys.readouterr().err
@@ -504,6 +521,7 @@ BAD = [
     ("--checkpoint {dense} --prompt", "expected at least one argument"),
     ("--checkpoint {dense} --prompt A ' '", "--prompt 2 is empty; give it the first words of a story"),
     ("--checkpoint {dense} --prompt '" + "once upon " * 30 + "'", "--prompt 1 has 62 tokens"),
+    ("--checkpoint {dense} --prompt 'A cat<|endoftext|>A dog'", "--prompt 1 holds <|endoftext|>, which ends a story"),
     ("--checkpoint {dense} --promt A", "unknown flag --promt; did you mean --prompt?"),
     ("--checkpoint {dense} --compare {dense} {moe}", "not allowed with argument"),
     ("--compare {dense}", "expected 2 arguments"),

@@ -14,8 +14,9 @@ from run.grow_when import Trial, trial_steps, try_growth
 from run.loop import phase_rates
 from run.run import Run
 from training.flops import step_flops
+from training.machine import Machine
 from training.optimizer import build_optimizers, read_moments
-from training.plan import Machine, make_plan
+from training.plan import make_plan
 from training.step import train_step
 from transfer.upcycling import upcycle_to_moe
 

@@ -20,6 +20,12 @@ from transfer.simple_growth import hyperclone_weight, scale_bilaterally
 from transfer.upcycling import upcycle_to_moe
 
 GEOMETRY = ModelConfig(vocab_size=97, d_model=16, n_layers=3, n_heads=4, context_length=24)
+# Eight heads on four key-value heads.
+LLAMA = ModelConfig(
+    vocab_size=97, d_model=32, n_layers=3, n_heads=8, context_length=24, architecture="llama", queries_per_kv=2,
+    hidden_ratio=2.75, norm_eps=1e-4,
+)  # fmt: skip
+GEOMETRIES = {"neox": GEOMETRY, "llama": LLAMA}
 TOKENS = torch.randint(97, (8, 25), generator=torch.Generator().manual_seed(0))
 KINDS = {"dense": lively_dense_model, "moe": lively_moe_model}
 
@@ -113,8 +119,9 @@ def test_growth_keeps_the_function(kind, dtype):
 
 @pytest.mark.parametrize("dtype", PROMISED, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_growth_keeps_the_function_twice_in_a_row(kind, dtype):
-    old = small_model(kind, dtype)
+@pytest.mark.parametrize("architecture", GEOMETRIES)
+def test_growth_keeps_the_function_twice_in_a_row(architecture, kind, dtype):
+    old = KINDS[kind](GEOMETRIES[architecture]).to(dtype)
     before = measured(old)
     first_origins, second_origins = block_origins(3, 1), block_origins(4, 5)
     origins = [None if block is None else first_origins[block] for block in second_origins]

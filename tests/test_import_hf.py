@@ -25,13 +25,6 @@ TOKENS = torch.randint(4097, (2, 24), generator=torch.Generator().manual_seed(0)
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    return pytest.importorskip(
-        "transformers", reason="transformers is in requirements-dev.txt, on Python 3.11 and newer"
-    )
-
-
 @pytest.fixture
 def source(tmp_path, tokenizer_json):
     """A folder as the hub has it, in the older style of released models: `rotary_pct`, fp16, masks beside weights."""
@@ -280,6 +273,14 @@ def test_left_out_settings_are_those_of_transformers(transformers):
             assert getattr(theirs, name, None) == (theirs.rope_parameters if name == "rope_scaling" else value)
 
 
+def shards_beside_the_whole(folder) -> None:
+    """Others than the file has: nobody can know which are meant."""
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, folder / "model-1.safetensors")
+    index = {"weight_map": dict.fromkeys(weights, "model-1.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 @pytest.mark.parametrize(
     "harm, text",
     [
@@ -299,6 +300,8 @@ def test_left_out_settings_are_those_of_transformers(transformers):
             lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "x.safetensors"}}'),
             "x.safetensors is missing",
         ),
+        (shards_beside_the_whole, "holds weights twice, model.safetensors and what model.safetensors.index.json names"),
+        (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is no JSON"),
     ],
 )
 def test_missing_and_damaged_files_are_one_line(harm, text, source, tmp_path, capsys):
@@ -336,7 +339,8 @@ def test_a_name_is_downloaded_and_read(source, tmp_path, monkeypatch):
     )
     assert run("some/model", tmp_path / "out.pt") == 0
     (name, more), *others = asked
-    assert name == "some/model" and "*.safetensors" in more["allow_patterns"] and not others
+    assert name == "some/model" and not others
+    assert {"*.safetensors", *import_hf.SAY_THE_ENDS} <= set(more["allow_patterns"])
     assert not any(pattern.endswith(".py") for pattern in more["allow_patterns"])
 
 

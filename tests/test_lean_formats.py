@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from config import PRESETS, ModelConfig, UserError
-from models import Transformer, exact_arithmetic, load_model, next_token_loss, save_model
-from models import files, lean
+from models import Transformer, exact_arithmetic, files, lean, load_model, next_token_loss, save_model
 from models.files import load_model_and_checksum
 from models.lean import compressed, expanded, joined, keep_weights, layers_in_parts, split
 from models.shards import copy_of, whole_parameter
@@ -45,7 +44,9 @@ def kept_small(model: Transformer) -> Transformer:
 def numbers() -> torch.Tensor:
     """fp32 of every sign and exponent, with mantissas all over: 4.3 million bit patterns, and the edges of each byte."""
     spread = torch.arange(-(2**31), 2**31, 997)
-    edges = torch.arange(-(2**15), 2**15)[:, None] * 2**16 + torch.tensor([0, 0x7F, 0x80, 0x7FFF, 0x8000, 0xFF7F, 0xFFFF])
+    edges = torch.arange(-(2**15), 2**15)[:, None] * 2**16 + torch.tensor(
+        [0, 0x7F, 0x80, 0x7FFF, 0x8000, 0xFF7F, 0xFFFF]
+    )
     return torch.cat((spread, edges.flatten())).to(torch.int32).view(torch.float32)
 
 

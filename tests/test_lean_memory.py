@@ -10,8 +10,9 @@ from models.lean import keep_weights, layers_in_parts, split
 from models.moe import MoE
 from models.shards import whole_parameter
 from test_growth_checks import lively_dense_model, lively_moe_model
+from training.machine import Machine
 from training.optimizer import is_matrix, read_moments, write_moments
-from training.plan import Machine, memory_of_phases
+from training.plan import memory_of_phases
 from training.step import prepare_training, train_step
 from transfer.optimizer_growth import widened
 

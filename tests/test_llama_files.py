@@ -37,13 +37,6 @@ TOKENS = torch.randint(4097, (2, 48), generator=torch.Generator().manual_seed(0)
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    return pytest.importorskip(
-        "transformers", reason="transformers is in requirements-dev.txt, on Python 3.11 and newer"
-    )
-
-
 @torch.no_grad()
 def drift(model, peer, tokens=TOKENS) -> float:
     expected = peer(tokens).logits
@@ -317,6 +310,7 @@ def test_the_settings_of_smollm2_make_its_geometry():
         ({"attention_multiplier": 2.0}, "attention_multiplier is 2.0, a field that we do not know"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map is"),
         ({"eos_token_id": 17}, "eos_token_id is 17, which is no special token of tokenizer.json"),
+        ({"eos_token_id": [[4096]]}, "eos_token_id is [4096], which is no special token"),
         ({"eos_token_id": [4096, 9999]}, "eos_token_id is 9999, which is no special token"),
         ({"num_hidden_layers": 3}, "the weights lack model.layers.2."),
         ({"num_hidden_layers": 1}, "is none of a Llama's"),
@@ -359,6 +353,14 @@ def test_a_sliding_window_that_hides_nothing_is_none(tmp_path):
             lambda weights: weights.update({"model.norm.weight": torch.zeros(32).to(torch.float8_e4m3fn)}),
             "(32,) of float8_e4m3fn, but",
         ),
+        (
+            lambda weights: weights["model.norm.weight"][3:4].fill_(torch.nan),
+            "model.norm.weight holds values that are no",
+        ),
+        (
+            lambda weights: weights.update({"model.norm.weight": torch.full((32,), 1e300, dtype=torch.float64)}),
+            "model.norm.weight holds values that are no fp32 numbers",
+        ),
     ],
 )
 def test_weights_that_are_missing_unknown_or_quantised_are_named(harm, text, tmp_path, capsys):
@@ -377,27 +379,69 @@ def test_an_output_matrix_beside_a_tied_one_that_is_the_same_is_read(tmp_path):
     assert run(folder, tmp_path / "out.pt") == 0
 
 
-def test_where_texts_end_otherwise_a_line_says_so(tmp_path, capsys):
+def with_a_second_end(tmp_path):
+    """An exported folder whose tokenizer has two special tokens: 4096, which ends our texts, and 4097."""
     folder = exported_folder(MODELS["dense"](), tmp_path)
     content = json.loads((folder / "tokenizer.json").read_text())
     content["added_tokens"].append({**content["added_tokens"][0], "id": 4097, "content": "<|im_end|>"})
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    change_config(folder, eos_token_id=[4097, 4096], vocab_size=4104)
+    change_config(folder, vocab_size=4104)
     change_weights(
         folder,
         lambda w: w.update(
             {"model.embed_tokens.weight": torch.cat((w["model.embed_tokens.weight"], torch.zeros(7, 32)))}
         ),
     )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config, generation, deciding",
+    [
+        ([4097, 4096], None, "config.json"),
+        (4097, None, "config.json"),
+        (4096, {"eos_token_id": [4096, 4097]}, "generation_config.json"),
+        (None, {"eos_token_id": 4097}, "generation_config.json"),
+        (4097, {"eos_token_id": 4096}, ""),
+        (4097, {}, ""),
+        ([4096], None, ""),
+    ],
+)
+def test_where_texts_end_otherwise_a_line_says_so(config, generation, deciding, tmp_path, transformers, capsys):
+    folder = with_a_second_end(tmp_path)
+    change_config(folder, eos_token_id=config)
+    (folder / "generation_config.json").unlink()
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
     assert run(folder, tmp_path / "out.pt") == 0
-    assert "Texts end with id 4096 here; in transformers with <|im_end|> (id 4097)" in capsys.readouterr().out
+    text = "Texts end with id 4096 here; in transformers with <|im_end|> (id 4097)"
+    out = capsys.readouterr().out
+    assert (f"{text}, by {deciding}\n" in out) if deciding else (text not in out)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id
+    assert (4097 in (theirs if isinstance(theirs, list) else [theirs])) == bool(deciding)
+
+
+@pytest.mark.parametrize("end", [17, [4096, 9999], "</s>", [[4096]], {}, True])
+@pytest.mark.parametrize("name", import_hf.SAY_THE_ENDS)
+def test_an_end_that_is_no_special_token_is_refused_with_its_files_name(name, end, tmp_path, capsys):
+    folder = exported_folder(MODELS["dense"](), tmp_path)
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": end}))
+    assert run(folder, tmp_path / "out.pt") == 2
+    error = capsys.readouterr().err
+    assert f"{path}: eos_token_id is " in error and error.count("\n") == 1 and not (tmp_path / "out.pt").exists()
+
+
+def end_texts_with(number, folder):
+    change_config(folder, eos_token_id=number)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": number}))
 
 
 def test_a_model_with_sentencepieces_tokenizer_is_read_trained_on_and_opened_again(tmp_path, transformers):
     """BPE with byte fallback, whose texts end with </s>, as of Llama, TinyLlama and Mistral."""
     source = exported_folder(MODELS["dense"](), tmp_path)
     sentencepiece_tokenizer(source / "tokenizer.json")
-    change_config(source, eos_token_id=2)
+    end_texts_with(2, source)
     assert run(source, tmp_path / "dense_model.pt") == 0
     assert export.main(["--checkpoint", str(tmp_path / "dense_model.pt"), "--out", str(tmp_path / "again")]) == 0
     names = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
@@ -416,7 +460,7 @@ def test_a_model_with_sentencepieces_tokenizer_is_read_trained_on_and_opened_aga
 def test_a_tokenizer_that_loses_text_is_refused(tmp_path, capsys):
     source = exported_folder(MODELS["dense"](), tmp_path)
     sentencepiece_tokenizer(source / "tokenizer.json", byte_fallback=False)
-    change_config(source, eos_token_id=2)
+    end_texts_with(2, source)
     assert run(source, tmp_path / "out.pt") == 2
     error = capsys.readouterr().err
     assert "loses text" in error and error.count("\n") == 1 and not (tmp_path / "out.pt").exists()

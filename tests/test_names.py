@@ -13,7 +13,7 @@ import pytest
 
 import evaluate
 import generate
-from command_line import as_it_came
+from command_line import as_it_came, run_command
 from data.builtin_stories import builtin_split
 from data.tokenizer import END_OF_TEXT
 from hugging_face import export
@@ -115,3 +115,18 @@ def test_a_lone_surrogate_that_is_no_name_ends_no_command():
     error = UnicodeEncodeError("utf-8", "a\ud800b", 1, 2, "surrogates not allowed")
     assert as_it_came(error) == ("?", 2)
     assert as_it_came(UnicodeEncodeError("utf-8", "a\udce9b", 1, 2, "surrogates not allowed")) == (b"\xe9", 2)
+
+
+def test_a_notebooks_streams_which_cannot_be_set_will_do():
+    out, err = io.StringIO(), io.StringIO()
+    assert not hasattr(out, "reconfigure")
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert generate.main(["--temperature", "-1"]) == 2
+    assert err.getvalue().startswith("error: temperature is -1")
+
+
+def test_a_command_whose_output_is_closed_ends_as_ever(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)  # so Python has it then
+    assert run_command(lambda: print("done"), "") == 0
+    assert generate.main(["--temperature", "-1"]) == 2

@@ -20,7 +20,7 @@ from durable_files import replacing
 from report.overview import go_on
 from run.ending import resume_command
 from tests.test_run import SMALL
-from training import plan
+from training import machine
 from training.device import used_bytes
 
 CPU = torch.device("cpu")
@@ -57,10 +57,10 @@ def test_a_run_needs_nothing_that_windows_has_not(windows, tmp_path, token_cache
 
 
 def test_memory_is_known_without_proc_and_sysconf(windows, monkeypatch):
-    available, used = plan.available_bytes(CPU), used_bytes(CPU)
+    available, used = machine.available_bytes(CPU), used_bytes(CPU)
     assert 1e8 < available < 1e14 and 1e8 < used < 1e12
-    monkeypatch.setattr(plan.psutil, "virtual_memory", lambda: SimpleNamespace(available=123))
-    assert plan.available_bytes(CPU) == 123
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=123))
+    assert machine.available_bytes(CPU) == 123
 
 
 @pytest.mark.parametrize("n_busy", [0, 1, 3, 9])

@@ -14,7 +14,8 @@ from run.progress import Progress
 from run.records import StepRows
 from run.run import Run
 from run.run_state import RunState, read_run_state, write_run_state
-from training.plan import Machine, make_plan
+from training.machine import Machine
+from training.plan import make_plan
 from training.ranks import OneProcess, Ranks
 
 

@@ -8,7 +8,7 @@ import tiktoken
 from config import UserError
 from data import token_cache
 from data.sources import StorySource
-from data.token_cache import CacheUnusable, TokenNeed, cache_folder, load_or_build, load_tokens
+from data.token_cache import CacheUnusable, TokenNeed, cache_folder, load_or_build, load_tokens, token_dtype
 
 BYTES = tiktoken.Encoding(
     "bytes",
@@ -18,6 +18,13 @@ BYTES = tiktoken.Encoding(
 )
 TRAIN = [f"Tom saw {i} dogs." for i in range(200)]
 VALID = [f"Lily saw {i} cats." for i in range(50)]
+# The ids of bytes and of the end of text are those of `BYTES`, 70,000 higher.
+LARGE = tiktoken.Encoding(
+    "large",
+    pat_str=r"[\s\S]",
+    mergeable_ranks={bytes([i]): 70_000 + i for i in range(256)},
+    special_tokens={f"<{i}>": i for i in range(70_000)} | {"<|endoftext|>": 70_256},
+)
 
 
 class Source:
@@ -174,15 +181,27 @@ def test_tokens_of_another_vocabulary_are_not_used(tmp_path):
     assert other.decode(tokens.train[:5].tolist()) == TRAIN[0][:5]
 
 
-def test_vocabulary_must_fit_uint16(tmp_path):
-    big = tiktoken.Encoding(
-        "big",
-        pat_str=r"[\s\S]",
-        mergeable_ranks={bytes([i]): i for i in range(256)},
-        special_tokens={"<|endoftext|>": 65536},
-    )
-    with pytest.raises(UserError, match="65,537 tokens, the cache holds at most 65,536"):
-        build(tmp_path, Source(), encoding=big)
+def test_ids_take_two_bytes_where_all_of_the_vocabulary_fit_and_otherwise_four(tmp_path):
+    assert [token_dtype(n) for n in (257, 65_536, 65_537, 128_256)] == ["<u2", "<u2", "<u4", "<u4"]
+    small, large = build(tmp_path / "small", Source()), build(tmp_path / "large", Source(), encoding=LARGE)
+    for of_small, of_large in ((small.train, large.train), (small.valid, large.valid)):
+        assert of_large.dtype == np.uint32 and np.array_equal(of_large, of_small + np.uint32(70_000))
+    assert not np.array_equal(large.train, large.train.astype(np.uint16)), "wrapped ids would be seen"
+
+
+@pytest.mark.parametrize("written, read", [(BYTES, LARGE), (LARGE, BYTES)])
+def test_tokens_of_another_type_are_made_again_and_not_misread(tmp_path, written, read):
+    folder = build(tmp_path, Source(), encoding=written).folder
+    with pytest.raises(CacheUnusable, match="another vocabulary"):
+        load_tokens(folder, read, None)
+    # Even one whose counts and checksums are sound.
+    meta = json.loads((folder / "meta.json").read_text()) | {"vocabulary": token_cache._vocabulary_checksum(read)}
+    del meta["checksum"]
+    (folder / "meta.json").write_text(json.dumps(meta | {"checksum": token_cache._meta_checksum(meta)}))
+    with pytest.raises(CacheUnusable, match="valid.bin|train.bin has .* bytes instead of"):
+        load_tokens(folder, read, None)
+    tokens = build(tmp_path, Source(), say=lambda line: None, encoding=read)
+    assert np.array_equal(tokens.train, build(tmp_path / "new", Source(), encoding=read).train)
 
 
 def test_interrupted_build_leaves_no_folder(tmp_path):

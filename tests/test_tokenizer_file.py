@@ -218,6 +218,13 @@ def test_what_does_not_touch_text_is_no_matter(changed, change):
     assert_keeps(tokenizer)
 
 
+def test_more_ids_than_a_model_can_have_are_refused(content, tmp_path):
+    changed = json.loads(content)
+    changed["model"]["vocab"]["!"] = 2**20
+    (tmp_path / "tokenizer.json").write_text(json.dumps(changed))
+    assert "has 1,048,577 ids, at most 1,048,576 can be used" in refusal(tmp_path / "tokenizer.json")
+
+
 def test_words_alone_are_refused(tmp_path):
     words = Tokenizer(models.WordPiece({"[UNK]": 0, END_OF_TEXT: 1, "once": 2}, unk_token="[UNK]"))
     words.add_special_tokens([END_OF_TEXT])
@@ -235,6 +242,14 @@ def test_a_story_that_the_tokenizer_loses_is_refused_when_it_is_read(tmp_path):
     assert len(list(cleaned_and_encoded(["Tom."] * 3, tokenizer))) == 3
     with pytest.raises(UserError, match=r"loses text: '\\x04' comes back as ''"):
         list(cleaned_and_encoded(["Tom.", "To\x04m."], tokenizer))
+
+
+def test_a_file_that_the_library_itself_breaks_on_is_refused(content, tmp_path):
+    """It has merges that its prefix does not fit, on which Rust panics."""
+    changed = json.loads(content)
+    changed["model"]["continuing_subword_prefix"] = "##"
+    (tmp_path / "t.json").write_text(json.dumps(changed))
+    assert "is no tokenizer.json: " in refusal(tmp_path / "t.json")
 
 
 def test_nothing_that_is_no_tokenizer_is_taken_for_one(tmp_path):

@@ -20,11 +20,13 @@ from models.lean import keep_weights
 from report.history import History, read_history
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training import device as device_module
-from training import plan as plan_module
+from training import machine as machine_module
 from training import self_check
 from training.heldout import bits_per_byte, heldout_loss
+from training.machine import Machine
+from training.memory import activation_bytes, layer_bytes
 from training.optimizer import build_optimizers, moment_bytes, read_moments
-from training.plan import Machine, activation_bytes, layer_bytes, make_plan, require_memory
+from training.plan import make_plan, require_memory
 from training.schedule import learning_rate
 
 SMALL = ModelConfig(vocab_size=101, d_model=32, n_layers=2, n_heads=4, context_length=16)
@@ -101,6 +103,8 @@ def test_heldout_loss_is_exact_whatever_the_training_precision():
 
 # A run whose vocabulary is longer than a sum on MPS may be, and that is small in everything else.
 LARGEST = ModelConfig(vocab_size=33_000, d_model=16, n_layers=1, n_heads=2, n_experts=8, top_k=2, context_length=16)
+# As a Llama, with gated experts and keys that two heads share.
+LLAMA = {"architecture": "llama", "queries_per_kv": 2, "hidden_ratio": 2.75}
 
 
 def find_fault(dtype: torch.dtype, largest: ModelConfig = LARGEST) -> str:
@@ -117,6 +121,8 @@ def find_fault(dtype: torch.dtype, largest: ModelConfig = LARGEST) -> str:
         {"n_experts": 1, "top_k": 1},
         {"n_experts": 0},
         {"vocab_size": 7},
+        LLAMA,
+        LLAMA | {"n_experts": 0},
     ],
     ids=str,
 )
@@ -129,7 +135,11 @@ def test_shapes_of_the_check_are_those_of_the_run(preset, vocab_size):
     config = PRESETS["tiny"] if preset == "tiny" else TrainingConfig()
     model = config.phase_geometries(vocab_size)[2]
     of_run = self_check.Shapes.of(model, 2048, torch.device("mps"))
-    assert of_run == self_check.Shapes(2048, model.d_model, model.d_hidden, vocab_size, 4, 2)
+    d_qkv = 3 * model.d_model
+    assert of_run == self_check.Shapes(2048, model.d_model, model.d_hidden, vocab_size, 4, 2, d_qkv, is_llama=False)
+    llama = dataclasses.replace(model, **LLAMA)
+    of_llama = self_check.Shapes.of(llama, 2048, torch.device("mps"))
+    assert (of_llama.d_qkv, of_llama.d_hidden, of_llama.is_llama) == (2 * model.d_model, llama.d_hidden, True)
     # Rows of two chunks of the loss at most, and on a CPU few, of few features.
     assert self_check.Shapes.of(model, 100_000, torch.device("cuda")).n_rows == 8192
     on_cpu = self_check.Shapes.of(model, 2048, CPU)
@@ -157,12 +167,16 @@ def test_device_check_catches_attention_that_sees_the_future(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fault", ["no attention", "no experts", "no GELU", "wrong experts", "no positions"])
 def test_device_check_catches_kernels_that_compute_something_else(fault, dtype, monkeypatch):
-    attention, linear = F.scaled_dot_product_attention, experts_module.linear
+    attention, linear = F.scaled_dot_product_attention, experts_module.expert_linear
     faulty = {
         "no attention": (F, "scaled_dot_product_attention", lambda q, k, v, is_causal: 0 * attention(q, k, v)),
-        "no experts": (experts_module, "linear", lambda *a: 0 * linear(*a)),
+        "no experts": (experts_module, "expert_linear", lambda *a: 0 * linear(*a)),
         "no GELU": (F, "gelu", lambda x: x),
-        "wrong experts": (experts_module, "linear", lambda x, stack, b, run: linear(x, (stack[0].flip(0), None), b, run)),
+        "wrong experts": (
+            experts_module,
+            "expert_linear",
+            lambda x, stack, b, run: linear(x, (stack[0].flip(0), None), b, run),
+        ),
         "no positions": (attention_module, "apply_rope", lambda x, cos, sin: 1 * x),
     }[fault]
     right = self_check.logits_and_gradients
@@ -223,6 +237,31 @@ def test_device_check_catches_long_sums_that_read_too_far_and_sums_in_slices_do_
     computed_with("sums read too far", monkeypatch)
     monkeypatch.setattr(products, "longest_sum", lambda device: products.MPS_LONGEST_SUM)
     assert find_fault(torch.float32) == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_device_check_catches_what_a_llamas_products_alone_meet(dtype, monkeypatch):
+    llama = dataclasses.replace(LARGEST, **LLAMA)
+    activated, product_into = experts_module.activated, experts_module.product_into
+
+    def fault(model: ModelConfig) -> str:
+        return self_check.fault_of_products(CPU, dtype, model, 64)
+
+    def exchanged(x, is_gated):
+        return activated(torch.cat(x.chunk(2, -1)[::-1], -1) if is_gated else x, is_gated)
+
+    def wrong_for_gate_and_up(part, a, b):
+        product_into(part, a, b)
+        if part.shape == (2 * llama.d_hidden, llama.d_model):
+            part.zero_()
+
+    for name, wrong, what in (
+        ("activated", exchanged, "experts' outputs"),
+        ("product_into", wrong_for_gate_and_up, "experts' gradients of up"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(experts_module, name, wrong)
+            assert f"{what} differ" in fault(llama) and fault(LARGEST) == ""
 
 
 def test_device_check_catches_parts_that_are_never_written(monkeypatch):
@@ -390,10 +429,9 @@ def plan_of(config, vocab_size, compute_dtype=None):
     return make_plan(config, config.dense_geometry(vocab_size), Machine.now(CPU, compute_dtype))
 
 
-def test_plan_of_the_card_and_its_way_out(monkeypatch):
-    monkeypatch.setattr(plan_module, "available_bytes", lambda device: 24e9)
-    card = dataclasses.replace(TrainingConfig(), memory="full")
-    plan = plan_of(card, 50_257)
+def test_plan_of_the_card(monkeypatch):
+    monkeypatch.setattr(machine_module, "available_bytes", lambda device: 24e9)
+    plan = plan_of(dataclasses.replace(TrainingConfig(), memory="full"), 50_257)
     table = plan.table()
     for text in ("832 × 7 × 8", "100.04 M", "371.64 M", "138.88 M", "1664 × 11 × 16", "2155.79 M", "693.26 M"):
         assert text in table
@@ -403,21 +441,9 @@ def test_plan_of_the_card_and_its_way_out(monkeypatch):
     require_memory(plan, ignore=True)
     auto = plan_of(TrainingConfig(), 50_257, torch.bfloat16)
     assert auto.is_lean and not auto.advice and auto.peak < 12e9
-    monkeypatch.setattr(plan_module, "available_bytes", lambda device: 8e9)
-    advice = plan_of(TrainingConfig(), 50_257, torch.bfloat16).advice
-    assert "Phase 3 will not fit. --memory lean --scale-factor 1.5 --extra-layers 2 needs" in advice
-    monkeypatch.setattr(plan_module, "available_bytes", lambda device: 64e9)
+    monkeypatch.setattr(machine_module, "available_bytes", lambda device: 64e9)
     assert not plan_of(TrainingConfig(), 50_257).is_lean
     assert plan_of(PRESETS["tiny"], 4_097).advice == ""
-
-
-def test_a_batch_too_large_is_halved_first(monkeypatch):
-    config = dataclasses.replace(PRESETS["tiny"], batch_size=128, memory="lean")
-    need = max(m.peak for m in plan_of(config, 4_097).memory)
-    monkeypatch.setattr(plan_module, "available_bytes", lambda device: 0.8 * need)
-    assert "--batch-size 64 needs" in plan_of(config, 4_097).advice
-    monkeypatch.setattr(plan_module, "available_bytes", lambda device: 1e6)
-    assert "lower --d-model" in plan_of(config, 4_097).advice
 
 
 def test_out_of_memory_is_told_from_other_errors():

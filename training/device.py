@@ -95,13 +95,26 @@ def choose_precision(
     if fault:
         say(f"{checked} ({device}, fp32; bf16 is not used: {fault})")
         return None
-    block = dataclasses.replace(config.dense_geometry(512), n_layers=1, context_length=min(256, config.context_length))
-    fp32, bf16 = (seconds_per_pass(block, 2, device, dtype) for dtype in (None, torch.bfloat16))
-    speedup = fp32 / bf16
+    speedup = speedup_of_bf16(device, config)
     take_bf16 = speedup >= WORTHWHILE_SPEEDUP
     chosen = "bf16" if take_bf16 else "fp32"
     say(f"{checked} ({device}); precision {chosen}: bf16 runs at {speedup:.2f}× the speed of fp32")
     return torch.bfloat16 if take_bf16 else None
+
+
+def speedup_of_bf16(device: torch.device, config: TrainingConfig) -> float:
+    """How many times as fast as fp32 a block of the run's width passes in bf16."""
+    block = dataclasses.replace(config.dense_geometry(512), n_layers=1, context_length=min(256, config.context_length))
+    fp32, bf16 = (seconds_per_pass(block, 2, device, dtype) for dtype in (None, torch.bfloat16))
+    return fp32 / bf16
+
+
+def probable_precision(device: torch.device, config: TrainingConfig) -> torch.dtype | None:
+    """What `choose_precision` will choose where the device computes rightly, which is not checked here."""
+    is_bf16 = config.precision == "bf16"
+    if config.precision == "auto":
+        is_bf16 = speedup_of_bf16(device, config) >= WORTHWHILE_SPEEDUP
+    return torch.bfloat16 if is_bf16 else None
 
 
 def used_bytes(device: torch.device) -> int:

@@ -6,6 +6,7 @@ Measured in docs/RECIPE.md.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -111,6 +112,7 @@ def is_matrix(name: str) -> bool:
     return name.endswith(("qkv.weight", "out.weight", "up.weight", "down.weight"))
 
 
+@lru_cache
 def moment_bytes(config: ModelConfig, is_lean: bool) -> int:
     """Bytes of the optimizers' state: one moment of a matrix, two in fp32 of everything else.
 

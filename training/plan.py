@@ -1,247 +1,21 @@
-"""What a run will need, before it starts: geometry, parameters and memory of each phase.
-
-Bytes per parameter in fp32, full memory: 4 weight, 4 gradient, 4 or 8 moments (Muon, AdamW). Gradients appear
-in the backward pass as activations go, so on a GPU the peak holds the larger of the two. On a CPU it holds both: what
-activations leave free is in pieces into which no gradient fits. Lean memory: 3 of a matrix's weight and 4 of any other,
-1 or 8 moments, and the gradients of one layer beside the activations.
-
-Several ranks divide weights, moments, gradients and the batch among them; each has besides what FSDP makes whole
-for the blocks that compute now (`gathered_bytes`).
-"""
+"""What a run will need, before it starts: geometry, parameters and memory of each phase; and where that does not fit,
+what to change."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import textwrap
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
-import psutil
-import torch
-
-from config import ModelConfig, TrainingConfig, UserError
-from models import ParameterCount, Transformer, count_parameters
-from models.loss import tokens_per_chunk
+from config import PRESETS, ModelConfig, TrainingConfig, UserError
+from models import ParameterCount, count_parameters
 from phases import PHASES
-from training import torchrun
-from training.optimizer import is_matrix, moment_bytes
+from training.machine import GB, Machine
+from training.memory import PROCESS_BYTES, PhaseMemory, boundary_memory, phase_memory
 
-GB = 1e9
-PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
-# Of the largest matrix, or stack of experts, what is there beside it while it grows, or of its gradient while a check compares
-# that one's rows.
-ONE_AT_A_TIME = 1.3
-# With lean memory, for each number of a matrix that Muon moves: its gradient, momentum and weight in fp32, and steps between.
-MUON_BYTES = 21
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a run computes with: as many devices as ranks, each with `available` bytes.
-
-    A `compute_dtype` of None is fp32.
-    """
-
-    device: torch.device
-    compute_dtype: torch.dtype | None = None
-    n_ranks: int = 1
-    available: float = math.inf
-
-    @classmethod
-    def now(cls, device: torch.device, compute_dtype: torch.dtype | None, n_ranks: int = 1) -> Machine:
-        """With what is free at this moment; ranks of one machine share its CPU's memory."""
-        n_sharing = torchrun.planned_count_here() if device.type == "cpu" else 1
-        return cls(device, compute_dtype, n_ranks, available_bytes(device) / n_sharing)
-
-
-@dataclass(frozen=True)
-class PhaseMemory:
-    """Bytes that one phase takes while it trains, or a boundary while the model grows, on each rank."""
-
-    weights: float
-    optimizer: float
-    gradients: float
-    activations: float
-    process: float
-    trial: float = 0.0  # the next phase beside this one, with `grow_when = "auto"`
-    is_lean: bool = False
-    into: int = 0  # of a boundary: the phase that it leads to
-    adds_up: bool = True  # gradients and activations are there at once
-    gathered: float = 0.0  # with several ranks: parameters and gradients that are whole at once
-
-    @property
-    def name(self) -> str:
-        """Of a boundary."""
-        return f"{self.into - 1}→{self.into} boundary"
-
-    @property
-    def peak(self) -> float:
-        both = (self.gradients, self.activations)
-        own = sum(both) if self.adds_up else max(both)
-        return self.weights + self.optimizer + max(own, self.trial) + self.process + self.gathered
-
-
-def phase_memory(model: ModelConfig, tokens: int, machine: Machine, is_lean: bool) -> PhaseMemory:
-    """The memory of training one phase, `tokens` of a batch (or of each of its parts) at once, on each rank."""
-    n_params, n_ranks = count_parameters(model).total, machine.n_ranks
-    return PhaseMemory(
-        weights=weight_bytes(model, is_lean) / n_ranks,
-        optimizer=moment_bytes(model, is_lean) / n_ranks,
-        gradients=lean_gradient_bytes(model, tokens, machine) if is_lean else 4 * n_params / n_ranks,
-        activations=activation_bytes(model, tokens // n_ranks, machine.device, machine.compute_dtype, is_lean),
-        process=PROCESS_BYTES,
-        is_lean=is_lean,
-        adds_up=is_lean or machine.device.type == "cpu",
-        gathered=gathered_bytes(model) if n_ranks > 1 else 0.0,
-    )
-
-
-def boundary_memory(
-    old: ModelConfig, new: ModelConfig, into: int, tokens: int, machine: Machine, is_lean: bool
-) -> PhaseMemory:
-    """The memory of crossing into the phase `into`, in fp32, `tokens` of a held-out batch at once.
-
-    Both models and the old moments are there; with lean memory the new one's weights are split when the checks have
-    passed. Beside them is either one matrix, or stack of experts, with what is made of
-    it: its growth, noise, or the gradient in which a check compares clones; or a held-out batch on its way. The old
-    model is gone before the moments grow, one by one: no more than the phase that follows.
-    """
-    weights = (weight_bytes(old, is_lean) + weight_bytes(new, is_lean=False)) / machine.n_ranks
-    largest = 4 * max(new.d_model * new.d_hidden * max(new.n_experts, 1), new.vocab_size * new.d_model)
-    return PhaseMemory(
-        weights=weights,
-        optimizer=moment_bytes(old, is_lean) / machine.n_ranks,
-        gradients=ONE_AT_A_TIME * largest,
-        activations=forward_bytes(new, tokens // machine.n_ranks, machine.device),
-        process=PROCESS_BYTES,
-        is_lean=is_lean,
-        into=into,
-        adds_up=False,
-        gathered=gathered_bytes(new) if machine.n_ranks > 1 else 0.0,
-    )
-
-
-def forward_bytes(model: ModelConfig, tokens: int, device: torch.device) -> float:
-    """What a forward pass without a backward pass takes, in bytes, in fp32.
-
-    Of one layer, in multiples of d_model: residuals, norm, and of the MLP 4 before and 4 after GELU, with its input and
-    output, top_k times where there are experts. Or, when the layers are done, logits and their softmax of a chunk.
-    """
-    copies = model.top_k if model.is_moe else 1
-    layer = 4 * tokens * model.d_model * (4 + 10 * copies)
-    if device.type == "mps":
-        layer = max(layer, 2 * 4 * tokens * model.n_heads * model.context_length)
-    return max(layer, 2 * 4 * min(tokens, tokens_per_chunk(device)) * model.vocab_size)
-
-
-def gathered_bytes(model: ModelConfig) -> float:
-    """What is whole at once on a rank that shares its parameters, in bytes, fp32.
-
-    The block that computes and the one that FSDP fetches ahead, and in the backward pass the gradients of one and
-    the buffer that shares them out; of the embedding and an output matrix of its own the weights, the gradient and
-    that buffer.
-    """
-    ends = (1 if model.tied else 2) * model.vocab_size * model.d_model
-    block = (count_parameters(model).total - ends) / model.n_layers
-    return 4 * (4 * block + 3 * ends)
-
-
-def activation_bytes(
-    model: ModelConfig, tokens: int, device: torch.device, compute_dtype: torch.dtype | None, is_lean: bool
-) -> float:
-    """What the backward pass needs of the forward pass, in bytes: of all layers, of the last norm (its input in fp32, and
-    the gradient of its output), and of the loss or of the layer that it is at, whichever is larger: when it comes to the
-    layers the logits are gone."""
-    kept, passing = layer_bytes(model, tokens, device, compute_dtype, is_lean)
-    size = compute_dtype.itemsize if compute_dtype else 4
-    head = loss_bytes(model, tokens, device, size) + output_gradient_bytes(model)
-    return model.n_layers * kept + (4 + size) * tokens * model.d_model + max(head, passing)
-
-
-def layer_bytes(
-    model: ModelConfig, tokens: int, device: torch.device, compute_dtype: torch.dtype | None, is_lean: bool
-) -> tuple[float, float]:
-    """What one layer keeps for its backward pass, and what that takes besides and frees again, in bytes.
-
-    Per token, in multiples of d_model: two residuals in fp32; in the compute dtype the
-    norm's output, q|k|v, turned q and k, attention's output twice, the second norm's output, where queries share
-    them keys and values once for each, and of the MLP the hidden units before and after GELU, of SwiGLU gate, up,
-    the turned gate and their product; of an MoE those (without the turned gate) and its output, top_k times. In a lower
-    precision the rounded matrices of attention and of a dense MLP as well, and the router's input in fp32.
-
-    With lean memory attention is computed again, up to its output; of an MoE its output alone is kept, and nothing of
-    its router. Its matrices are bf16 already; in fp32 those of a dense MLP are copied.
-
-    On MPS no fused attention can be trained: torch's composite one keeps q, k and v in fp32, its output once, and for
-    each head the probabilities of every token over all tokens. Its backward pass makes two more of those.
-    """
-    size = compute_dtype.itemsize if compute_dtype else 4
-    kv, hidden = 1 / model.queries_per_kv, model.hidden_ratio
-    features, probabilities = tokens * model.d_model, 0
-    # Of the norm before attention up to what attention gives.
-    attention = (5 + 3 * kv + (2 if model.queries_per_kv > 1 else 0)) * size
-    if device.type == "mps":
-        attention, probabilities = 3 * 4 + 2 * size, 4 * tokens * model.n_heads * model.context_length
-    mlp = (4 if model.is_llama else 2) * hidden
-    if model.is_moe:
-        mlp = model.top_k * (1 if is_lean else 1 + (3 if model.is_llama else 2) * hidden)
-    is_copied = compute_dtype is None if is_lean else compute_dtype is not None
-    matrix = size * model.d_model**2 if is_copied else 0
-    of_attention = features * attention + probabilities + matrix * (2 + 2 * kv)
-    of_mlp = features * (1 + mlp) * size
-    if not model.is_moe:
-        of_mlp += matrix * (3 if model.is_llama else 2) * hidden
-    elif compute_dtype and not is_lean:
-        of_mlp += 4 * features
-    residuals = 2 * 4 * features
-    if is_lean:
-        return residuals + of_mlp, of_attention + 2 * probabilities
-    return residuals + of_attention + of_mlp, 2 * probabilities
-
-
-def loss_bytes(model: ModelConfig, tokens: int, device: torch.device, size: int) -> float:
-    """What the loss takes and frees, in bytes: logits and their softmax of a chunk of tokens, and the output matrix in a
-    lower compute dtype; `size` is that dtype's."""
-    rounded = model.d_model if size < 4 else 0
-    return size * (2 * min(tokens, tokens_per_chunk(device)) + rounded) * model.vocab_size
-
-
-def output_gradient_bytes(model: ModelConfig) -> float:
-    """The gradient of the output matrix, in bytes, fp32: the loss makes it, before all others."""
-    return 4 * model.d_model * model.vocab_size
-
-
-def lean_gradient_bytes(model: ModelConfig, tokens: int, machine: Machine) -> float:
-    """Gradients that exist at once with lean memory, in bytes, beyond what the loss has taken and freed before.
-
-    Those of one layer's two largest matrices in bf16, what Muon makes of one expert's matrix, and that of an input
-    embedding of its own.
-    """
-    matrix = model.d_model * (2 if model.is_llama else 1) * model.d_hidden
-    layer = (2 * 2 * max(model.n_experts, 1) + MUON_BYTES) * matrix
-    size = machine.compute_dtype.itemsize if machine.compute_dtype else 4
-    freed = loss_bytes(model, tokens, machine.device, size)
-    return max(0.0, layer - freed) + (0 if model.tied else output_gradient_bytes(model))
-
-
-def weight_bytes(model: ModelConfig, is_lean: bool) -> int:
-    """Bytes of the weights: 4 each, or with lean memory 3 of those that Muon moves (models/lean.py)."""
-    with torch.device("meta"):
-        parameters = Transformer(model).named_parameters()
-    return sum(parameter.numel() * (3 if is_lean and is_matrix(name) else 4) for name, parameter in parameters)
-
-
-def available_bytes(device: torch.device) -> float:
-    """Memory that a process may take on the device now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory()
-    limits = [psutil.virtual_memory().available]
-    for limit in map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        if limit.exists() and (text := limit.read_text(encoding="utf-8").strip()).isdigit():
-            limits.append(int(text))
-    return min(limits)
+TINY_VOCABULARY = 4_097  # of the tokenizer that the preset tiny takes
 
 
 @dataclass(frozen=True)
@@ -252,11 +26,17 @@ class Plan:
     counts: tuple[ParameterCount, ...]
     memory: tuple[PhaseMemory, ...]  # of all phases, then of the boundary
     machine: Machine
-    advice: str  # empty where everything fits
+    advice: str = ""  # empty where everything fits; else what does not, and what to change
+    way: str = ""  # of the advice the flags with which it fits; empty where there are none
 
     @property
     def peak(self) -> float:
         return peak_of(self.memory)
+
+    @property
+    def is_refused(self) -> bool:
+        """What does not fit at all; what does not fit well is a warning."""
+        return self.peak > self.machine.most
 
     @property
     def is_lean(self) -> bool:
@@ -279,9 +59,9 @@ class Plan:
             f"Vocabulary {self.models[0].vocab_size:,}, precision {'bf16' if machine.compute_dtype else 'fp32'}, "
             f"memory {'lean' if self.is_lean else 'full'}. "
             + (f"Each of {machine.n_ranks} ranks: " if machine.n_ranks > 1 else "")
-            + f"Needed at the peak: {self.peak / GB:.1f} GB; this device has {machine.available / GB:.1f} GB free"
+            + f"Needed at the peak: {self.peak / GB:.1f} GB; {machine.in_words}"
         )
-        return "\n".join(lines + ([self.advice] if self.advice else []))
+        return "\n".join(lines + textwrap.wrap(self.advice, 120, break_on_hyphens=False))
 
 
 def memory_of_phases(
@@ -318,37 +98,107 @@ def choose_memory(config: TrainingConfig, dense: ModelConfig, machine: Machine) 
     return memory
 
 
-def make_plan(config: TrainingConfig, dense: ModelConfig, machine: Machine) -> Plan:
-    """Predicts a run's memory, and says what to change where it will not fit; `dense` is the model of phase 1."""
+def make_plan(
+    config: TrainingConfig,
+    dense: ModelConfig,
+    machine: Machine,
+    may_change: Callable[[str], bool] = lambda name: True,
+) -> Plan:
+    """Predicts a run's memory, and says what to change where it will not fit, or only beyond a Mac's working set.
+
+    Args:
+        dense: the model of phase 1.
+        may_change: whether a setting can still be another one.
+    """
     models = config.geometries_from(dense)
     counts = tuple(count_parameters(model) for model in models)
     memory = choose_memory(config, dense, machine)
-    too_large = [
-        f"The {m.name}" if m.into else f"Phase {number}"
-        for number, m in enumerate(memory, 1)
-        if m.peak > machine.available
+    plan = Plan(models, counts, memory, machine)
+    if plan.peak <= machine.available:
+        return plan
+    limit = machine.most if plan.is_refused else machine.available
+    first = next(f"The {m.name}" if m.into else f"Phase {n}" for n, m in enumerate(memory, 1) if m.peak > limit)
+    fault = f"{first} will not fit." if plan.is_refused else f"{first} will run, slower, beyond this Mac's working set."
+    way, text = way_out(config, dense, machine, may_change)
+    return dataclasses.replace(plan, advice=f"{fault} {text}", way=way)
+
+
+class Way(NamedTuple):
+    """Settings with which a run takes less memory, and what that costs its user."""
+
+    change: dict
+    cost: str
+
+
+def ways_out(config: TrainingConfig, n_ranks: int = 1) -> Iterator[Way]:
+    """In the order of what they cost: nothing that is learnt, then tokens a step, then growth, then the whole model."""
+    lean = {"memory": "lean", "accumulate": 1} if config.memory == "full" else {"accumulate": 1}
+    lean = {} if n_ranks > 1 else lean
+    yield Way(lean, "some speed, and nothing that is learnt")
+    if config.memory != "lean":
+        for n in (2, 4, 8):
+            if config.batch_size % (n * config.accumulate * n_ranks) == 0:
+                yield Way({"accumulate": n * config.accumulate}, "some speed, and nothing that is learnt")
+    batches = halved_batches(config, n_ranks)
+    for batch in batches:
+        yield Way({**lean, **batch}, fewer_tokens(config, batch))
+    for growth in smaller_growths(config):
+        yield Way({**lean, **growth}, "a smaller phase 3")
+        for batch in batches:
+            yield Way({**lean, **batch, **growth}, f"a smaller phase 3, and {fewer_tokens(config, batch)}")
+    if config.start_phase == 1:
+        for width in (config.d_model // 2, config.d_model // 4):
+            yield Way({**lean, "d_model": width - width % (2 * config.n_heads)}, "smaller models in all phases")
+        yield Way({"preset": "tiny"}, "small models in all phases; give no other size beside it")
+
+
+def halved_batches(config: TrainingConfig, n_ranks: int = 1) -> list[dict]:
+    """The batch size halved, and halved again, as long as each rank has a row."""
+    sizes, size = [], config.batch_size // 2 // n_ranks * n_ranks
+    while size:
+        sizes.append({"batch_size": size, **({"accumulate": 1} if config.accumulate > 1 else {})})
+        size = size // 2 // n_ranks * n_ranks
+    return sizes
+
+
+def fewer_tokens(config: TrainingConfig, batch: dict) -> str:
+    return f"{config.batch_size / batch['batch_size']:.3g} times fewer tokens a step: as many steps learn less"
+
+
+def smaller_growths(config: TrainingConfig) -> list[dict]:
+    """Less and less growth into phase 3, none of it more than the config's own."""
+    return [
+        {"scale_factor": min(scale, config.scale_factor), "extra_layers": min(layers, config.extra_layers)}
+        for scale, layers in ((1.5, 2), (1.0, 1))
     ]
-    advice = f"{too_large[0]} will not fit. {way_out(config, dense, machine)}" if too_large else ""
-    return Plan(models, counts, memory, machine, advice)
 
 
-def way_out(config: TrainingConfig, dense: ModelConfig, machine: Machine) -> str:
-    """The first way out of an out-of-memory that fits, with its number."""
-    n_ranks = machine.n_ranks
-    lean = {} if config.memory == "lean" or n_ranks > 1 else {"memory": "lean", "accumulate": 1}
-    batches = {"batch_size": max(1, config.batch_size // 2 // n_ranks) * n_ranks, "accumulate": 1}
-    smaller = {"scale_factor": 1.5, "extra_layers": 2}
-    ways = (batches, smaller, {**batches, **smaller}, {**batches, "scale_factor": 1.0, "extra_layers": 1})
-    for way in (lean, *({**lean, **way} for way in ways)):
+def way_out(
+    config: TrainingConfig, dense: ModelConfig, machine: Machine, may_change: Callable[[str], bool]
+) -> tuple[str, str]:
+    """The flags of the first of `ways_out` that fits, and a sentence with what it needs and costs."""
+    for way, cost in ways_out(config, machine.n_ranks):
         change = {name: value for name, value in way.items() if value != getattr(config, name)}
-        try:
-            changed = dataclasses.replace(config, **change)
-            memory = choose_memory(changed, dense, machine)
-        except UserError:  # 1.5 gives no whole number of heads here
+        if not change or not all(map(may_change, change)):
             continue
-        if change and peak_of(memory) <= machine.available:
-            return f"{as_flags(change)} needs {peak_of(memory) / GB:.1f} GB and fits"
-    return "Neither a smaller batch nor less growth fits: lower --d-model or --n-layers, or take --preset tiny"
+        try:
+            peak = peak_of(choose_memory(*changed_run(config, dense, change), machine))
+        except UserError:  # as where there is no whole number of heads
+            continue
+        if peak <= machine.available:
+            flags = as_flags(change)
+            return flags, f"{flags} needs {peak / GB:.1f} GB and fits; it costs {cost}"
+    return "", "Nothing that can be changed fits: free memory, or lower --d-model and --n-layers in a new run"
+
+
+def changed_run(config: TrainingConfig, dense: ModelConfig, change: dict) -> tuple[TrainingConfig, ModelConfig]:
+    """The settings of a way out, and its model of phase 1. Raises UserError where they cannot be together."""
+    if "preset" in change:
+        preset = PRESETS[change["preset"]]
+        return preset, preset.dense_geometry(TINY_VOCABULARY)
+    changed = dataclasses.replace(config, **change)
+    changed.validate()
+    return changed, changed.dense_geometry(dense.vocab_size, dense.tokenizer) if "d_model" in change else dense
 
 
 def peak_of(phases: tuple[PhaseMemory, ...]) -> float:
@@ -361,9 +211,8 @@ def as_flags(settings: dict) -> str:
 
 def require_memory(plan: Plan, ignore: bool) -> None:
     """Raises UserError where the plan does not fit, before anything has been trained."""
-    if plan.advice and not ignore:
+    if plan.is_refused and not ignore:
         raise UserError(
-            f"{plan.advice}. Needed at the peak: {plan.peak / GB:.1f} GB, "
-            f"this device has {plan.machine.available / GB:.1f} GB; --plan shows each phase, "
-            f"--ignore-memory-plan tries all the same"
+            f"{plan.advice}. Needed at the peak: {plan.peak / GB:.1f} GB, {plan.machine.in_words}; "
+            f"--plan shows each phase, --ignore-memory-plan tries all the same"
         )

@@ -6,7 +6,8 @@ a few of those: there are `N_DISTINCT` different tokens, which come again and ag
 behind an operand is large, as a kernel that reads too far is right by accident where that is zero. Nothing depends on
 a router: which expert a token goes to could hang on a rounding.
 
-Shape letters: N tokens, n different tokens, D d_model, F hidden units, V vocabulary, E experts, k experts of a token.
+Shape letters: N tokens, n different tokens, D d_model, A hidden units, F rows of the matrix that makes them (twice as
+many in a Llama: gate and up), O rows of attention's first matrix, V vocabulary, E experts, k experts of a token.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from command_line import is_out_of_memory
 from model_config import ModelConfig
 from models import Transformer, next_token_loss
 from models.experts import apply_experts, assign_slots
+from models.layers import activated
 from models.loss import ChunkedCrossEntropy, tokens_per_chunk
 from models.products import linear
 from models.transformer import INIT_STD
@@ -128,6 +130,8 @@ class Shapes:
     vocab_size: int
     n_experts: int
     top_k: int
+    d_qkv: int
+    is_llama: bool
 
     @classmethod
     def of(cls, model: ModelConfig, n_tokens: int, device: torch.device) -> Shapes:
@@ -137,6 +141,7 @@ class Shapes:
         """
         is_cpu = device.type == "cpu"
         n_experts = min(model.n_experts, 4)
+        d_qkv = (model.n_heads + 2 * model.n_kv_heads) * model.head_dim
         return cls(
             N_DISTINCT if is_cpu else max(N_DISTINCT, min(n_tokens, 2 * tokens_per_chunk(device))),
             min(model.d_model, CPU_WIDTH) if is_cpu else model.d_model,
@@ -144,6 +149,8 @@ class Shapes:
             model.vocab_size,
             n_experts,
             min(model.top_k, 2) if n_experts == 4 else 1,
+            min(d_qkv, 3 * CPU_WIDTH) if is_cpu else d_qkv,
+            model.is_llama,
         )
 
 
@@ -153,17 +160,20 @@ Results = Iterator[tuple[str, Tensor, Tensor]]
 
 def projection(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Results:
     """A linear layer, in the shape of attention's first."""
-    D, n_out, n_rows = shapes.d_model, 3 * shapes.d_model, shapes.n_rows
+    D, d_qkv, n_rows = shapes.d_model, shapes.d_qkv, shapes.n_rows
     numbers = torch.Generator().manual_seed(0)
-    leaves = [draw(numbers, N_DISTINCT, D), draw(numbers, n_out, D, std=D**-0.5), draw(numbers, n_out)]
-    dy_nO = draw(numbers, N_DISTINCT, n_out)
+    leaves = [draw(numbers, N_DISTINCT, D), draw(numbers, d_qkv, D, std=D**-0.5)]
+    names = ["outputs", "gradients of inputs", "gradients of the weight"]
+    if not shapes.is_llama:
+        leaves.append(draw(numbers, d_qkv))
+        names.append("gradients of the bias")
+    dy_nO = draw(numbers, N_DISTINCT, d_qkv)
 
-    def layer(x_ND: Tensor, weight_OD: Tensor, bias_O: Tensor) -> Tensor:
-        return linear(x_ND, weight_OD.to(x_ND.dtype), bias_O.to(x_ND.dtype))
+    def layer(x_ND: Tensor, *parameters: Tensor) -> Tensor:
+        return linear(x_ND, *(parameter.to(x_ND.dtype) for parameter in parameters))
 
     found = on_device(layer, leaves, dy_nO, n_rows, device, dtype)
     expected = on_cpu(F.linear, leaves, dy_nO, n_rows)
-    names = ("outputs", "gradients of inputs", "gradients of the weight", "gradients of the bias")
     for name, *both in zip(names, found, expected, strict=True):
         yield f"a linear layer's {name}", *both
 
@@ -197,38 +207,39 @@ def head(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Results:
 
 
 def experts(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Results:
-    """Up to four experts, to which tokens go by number: no router's rounding sends one elsewhere.
+    """Up to four experts of the run's form, to which tokens go by number: no router's rounding sends one elsewhere.
 
     Of four with two each one has all tokens, one most, one a sixteenth and one none.
     """
-    D, n_hidden, E, k, n_rows = shapes.d_model, shapes.d_hidden, shapes.n_experts, shapes.top_k, shapes.n_rows
+    D, A, E, k, n_rows = shapes.d_model, shapes.d_hidden, shapes.n_experts, shapes.top_k, shapes.n_rows
+    n_F = 2 * A if shapes.is_llama else A
     expert_nk = torch.tensor([[0, 1]] * N_DISTINCT)[:, :k].contiguous()
     expert_nk[0, 0] = E - 1
     numbers = torch.Generator().manual_seed(0)
-    up, down = (draw(numbers, *shape, std=shape[1] ** -0.5) for shape in ((n_hidden, D), (D, n_hidden)))
+    up, down = (draw(numbers, *shape, std=shape[1] ** -0.5) for shape in ((n_F, D), (D, A)))
     # One's is another's, moved on: to draw numbers takes longest.
-    w_up, w_down = (torch.stack([weight.roll(7 * e, 1) for e in range(E)]) for weight in (up, down))
-    stacks = [w_up, draw(numbers, E, n_hidden), w_down, draw(numbers, E, D)]
-    leaves = [draw(numbers, N_DISTINCT, D), draw(numbers, N_DISTINCT, k), *stacks]
+    leaves = {"inputs": draw(numbers, N_DISTINCT, D), "gates": draw(numbers, N_DISTINCT, k)}
+    for name, weight in (("up", up), ("down", down)):
+        leaves[name] = torch.stack([weight.roll(7 * e, 1) for e in range(E)])
+    if not shapes.is_llama:
+        leaves |= {"up's bias": draw(numbers, E, n_F), "down's bias": draw(numbers, E, D)}
     dy_nD = draw(numbers, N_DISTINCT, D)
 
-    def layer(x_ND, logits_Nk, w_up, b_up, w_down, b_down) -> Tensor:
+    def layer(x_ND, logits_Nk, w_up, w_down, b_up=None, b_down=None) -> Tensor:
         slots = assign_slots(tiled(expert_nk, n_rows).to(device), E, x_ND.dtype)
-        return apply_experts(x_ND, logits_Nk, slots, (w_up, b_up), (w_down, b_down))
+        return apply_experts(x_ND, logits_Nk, slots, (w_up, b_up), (w_down, b_down), True, shapes.is_llama)
 
-    def plain_layer(x_nD, logits_nk, w_up, b_up, w_down, b_down) -> Tensor:
+    def plain_layer(x_nD, logits_nk, w_up, w_down, b_up=(None,) * E, b_down=(None,) * E) -> Tensor:
         gate_nk, y_nD = logits_nk.softmax(-1), torch.zeros_like(x_nD)
         for e in expert_nk.unique().tolist():
             token, slot = (expert_nk == e).nonzero(as_tuple=True)
-            y = F.linear(F.gelu(F.linear(x_nD[token], w_up[e], b_up[e])), w_down[e], b_down[e])
-            y_nD = y_nD.index_add(0, token, y * gate_nk[token, slot, None])
+            unit = activated(F.linear(x_nD[token], w_up[e], b_up[e]), shapes.is_llama)
+            y_nD = y_nD.index_add(0, token, F.linear(unit, w_down[e], b_down[e]) * gate_nk[token, slot, None])
         return y_nD
 
-    found = on_device(layer, leaves, dy_nD, n_rows, device, dtype, n_of_tokens=2)
-    expected = on_cpu(plain_layer, leaves, dy_nD, n_rows, n_of_tokens=2)
-    names = ("inputs", "gates", "up", "up's bias", "down", "down's bias")
-    names = ("outputs", *(f"gradients of {name}" for name in names))
-    for name, *both in zip(names, found, expected, strict=True):
+    found = on_device(layer, [*leaves.values()], dy_nD, n_rows, device, dtype, n_of_tokens=2)
+    expected = on_cpu(plain_layer, [*leaves.values()], dy_nD, n_rows, n_of_tokens=2)
+    for name, *both in zip(("outputs", *(f"gradients of {name}" for name in leaves)), found, expected, strict=True):
         yield f"experts' {name}", *both
 
 

@@ -58,7 +58,6 @@ class GradientCoverage:
         maps = maps_between(old_config, model.config)
         with torch.device("meta"):
             old_parameters = dict(Transformer(old_config).named_parameters())
-        self._hooks = []
         self._parameters = dict(model.named_parameters())
         for name, parameter in self._parameters.items():
             old = old_parameters.get(maps.old_name(name))
@@ -66,9 +65,11 @@ class GradientCoverage:
             corner = (0,) if old is None else (1,) * (parameter.ndim - old.ndim) + tuple(old.shape)
             parts = [Watched.of(parameter, part) for part in outside_corner(parameter.shape, corner)]
             self._watched[name] = [part for part in parts if part.n_parameters]
-            if parameter.requires_grad:
-                note = partial(self._note, name)
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(note))
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(self._note, name))
+            for name, parameter in self._parameters.items()
+            if parameter.requires_grad
+        ]
 
     def look_at_language_loss(self, tokens_BT: Tensor) -> None:
         """Takes note of the gradients of the language loss alone, int64 (B, T + 1), one at a time; none of them is left.

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from command_line import OneLineParser, require_writable, run_command
+from command_line import OneLineParser, require_new_file, run_command
 from config import TrainingConfig
 from models import load_model, save_model, summary
 from models.files import bring_tokenizer, tokenizer_beside
@@ -87,7 +87,7 @@ def grow(given: argparse.Namespace) -> list[str]:
     Raises:
         UserError: a file cannot be read or written, or the geometry cannot be grown in this way.
     """
-    require_writable(given.out, given.checkpoint)
+    require_new_file(given.out, given.checkpoint)
     old_model = load_model(given.checkpoint)
     tokenizer_beside(old_model.config, given.checkpoint)
     precision_of(old_model)
@@ -99,7 +99,7 @@ def grow(given: argparse.Namespace) -> list[str]:
     failed = [f"{result.name} ({result.reason})" for result in results.values() if not result]
     if not failed:
         # Another program may have written there meanwhile.
-        require_writable(given.out, given.checkpoint)
+        require_new_file(given.out, given.checkpoint)
         bring_tokenizer(new_model.config, given.checkpoint, given.out)
         save_model(new_model, given.out)
     return failed

@@ -58,6 +58,8 @@ NO_STORIES = {
     "arrow": b"ARROW1\x00\x00" + bytes(range(256)) * 8,
     "bin": bytes(4096),
     "utf32": ("Tom saw a dog. " * 60).encode("utf-32"),
+    "yaml": b"- text: Tom saw a dog.\n" * 60,
+    "htm": b"<!-- stories -->\n<div>" + b"Tom saw a dog. " * 60,
 }
 
 
@@ -85,6 +87,9 @@ def story_files(folder: Path) -> dict[str, Path]:
         "line.txt": b"Tom saw a dog. " * 700_000,
         "good.jsonl": "\n".join(json.dumps({"text": story}) for story in stories).encode(),
         "columns.jsonl": b'{"story": "Tom saw a dog."}\n',
+        "story.jsonl": "\n".join(json.dumps({"story": story, "n": 1}) for story in stories).encode(),
+        "two_columns.jsonl": b'{"story": "Tom saw a dog.", "text": "Tom ran."}\n' * 60,
+        "other_columns.jsonl": b'{"story": "Tom saw a dog."}\n{"text": "Tom ran."}\n' * 30,
         "number.jsonl": b'{"text": 3}\n',
         "list.jsonl": b"[1]\n",
         "torn.jsonl": b'{"text": "Tom saw',
@@ -146,6 +151,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
             )
         ),
         "no_decoder.json": changed(lambda content: content.update(decoder=None)),
+        "prefix.json": changed(lambda content: content["model"].update(continuing_subword_prefix="##")),
         "no_splits.json": changed(lambda content: content.update(pre_tokenizer=None)),
         "truncation.json": changed(
             lambda content: content.update(

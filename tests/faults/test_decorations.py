@@ -29,6 +29,9 @@ CONSEQUENCES = {
     "the story's tokens": (3, "sample"),
     "the comparison of stories": (2, ""),
     "liveness": (6, "liveness"),
+    "the watch of new parameters": (2, ""),
+    "a look at their gradients": (2, ""),
+    "what they have had": (2, ""),
     "the summary": (1, ""),
     "the picture": (1, PICTURE_NAME),
     "the report": (1, REPORT_NAME),
@@ -92,6 +95,8 @@ def test_a_prompt_of_which_the_tokenizer_makes_nothing_ends_no_run(shop, tmp_pat
     rows = read_history(tmp_path / "run" / HISTORY_NAME)
     assert [row["same_story"] for row in rows if row["event"] == "boundary"] == [None, None]
     assert all(row["passed"] for row in rows if row["event"] == "verification")
+    said = "Story of the grown model: not compared; the loss and the growth checks decide without it"
+    assert outcome.out.count(said) == 2
 
 
 def test_a_resumed_run_is_not_kept_from_its_end_by_what_broke_before(shop, tmp_path):

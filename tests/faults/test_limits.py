@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from run import loop
 from run.run_state import read_run_state
 from tests.faults import kill_points
 from tests.faults.runs import parted, resume
@@ -144,3 +145,25 @@ def test_memory_that_runs_out_in_phase_3_names_the_ways_out_and_what_is_safe(sho
     small = ("--scale-factor", "2", "--extra-layers", "1")
     assert resume(tmp_path / "run", *small, prepare=address_space(600_000_000)).code == 0
     assert not [text for text in parted(shop.expected, tmp_path / "run") if text.startswith("model")]
+
+
+def output_nobody_reads_after_phase_1():
+    """The reader of what a run prints leaves once the first phase is saved."""
+    reader, writer = os.pipe()
+    sys.stdout = open(writer, "w", buffering=1, encoding="utf-8")
+    save = loop.save_after_phase
+
+    def save_then_leave(*arguments):
+        save(*arguments)
+        if reader_is_there:
+            os.close(reader_is_there.pop())
+
+    reader_is_there = [reader]
+    loop.save_after_phase = save_then_leave
+
+
+def test_a_run_whose_output_nobody_reads_ends_with_one_line_and_loses_nothing(shop, tmp_path):
+    error = one_error(shop.run(tmp_path / "run", prepare=output_nobody_reads_after_phase_1), code=141)
+    assert "nobody reads" in error and f"--resume --checkpoint-dir {tmp_path / 'run'}" in error
+    assert resume(tmp_path / "run").code == 0
+    assert parted(shop.expected, tmp_path / "run") == []

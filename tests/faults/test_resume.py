@@ -15,7 +15,7 @@ import train_tinystories
 from config import ModelConfig, TrainingConfig
 from models import load_model, save_model
 from phases import PHASES
-from report.history import NEUTRAL, read_history
+from report.history import NEUTRAL, History, read_history
 from run import grow_when, loop, saver
 from run.compare import same_model
 from run.resume import MAY_DIFFER_UNTIL
@@ -123,7 +123,8 @@ def test_other_stories_are_refused_and_the_same_ones_elsewhere_are_not(shop, fol
     flags = ["--resume", "--checkpoint-dir", folder, "--cache-dir", tmp_path / "cache"]
     for name in ("other", "longer"):
         assert "that it began with" in refused([*flags, "--data", tmp_path / f"{name}.txt"], capsys)
-    assert resume(folder, *flags[3:], "--data", tmp_path / "elsewhere.txt").code == 0
+    outcome = resume(folder, *flags[3:], "--data", tmp_path / "elsewhere.txt", "--sample-tokens", "3")
+    assert outcome.code == 0 and "The models will be the same" in outcome.out
     for name in (phase.file for phase in PHASES):
         assert same_model(shop.expected / name, folder / name)
 
@@ -333,5 +334,38 @@ def test_a_stop_signal_does_not_wait_for_a_trial_of_growth(nth, shop, tmp_path):
     stopped = shop.run(tmp_path / "stopped", *auto, "--save-every", "60", prepare=stop_in_a_trial)
     assert stopped.code == 143 and f"after step {trial['step']} of phase 1, and saved" in stopped.err, stopped.err
     assert int(steps.read_text()) == nth, "no step of the trial after the signal"
+    assert resume(tmp_path / "stopped").code == 0
+    assert parted(tmp_path / "through", tmp_path / "stopped") == []
+
+
+@pytest.mark.parametrize("place", ["before its first step", "at its end", "while it is written down"])
+def test_a_stop_signal_around_a_trial_of_growth_makes_it_once(place, shop, tmp_path):
+    """A trial that is written down is over, and is not made again; one that is not is made when the run goes on."""
+    auto = ["--grow-when", "auto", "--steps-phase1", "60", "--steps-phase2", "4", "--steps-phase3", "4"]
+    assert shop.run(tmp_path / "through", *auto).code == 0
+
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop_around_a_trial():
+        try_growth, write = grow_when.try_growth, History.write
+
+        def tried(*arguments):
+            if place == "before its first step":
+                stop()
+            trial = try_growth(*arguments)
+            if place == "at its end":
+                stop()
+            return trial
+
+        def written(self, event, **values):
+            write(self, event, **values)
+            if event == "trial" and place == "while it is written down":
+                stop()
+
+        grow_when.try_growth, History.write = tried, written
+
+    stopped = shop.run(tmp_path / "stopped", *auto, "--save-every", "60", prepare=stop_around_a_trial)
+    assert stopped.code == 143, stopped.err
     assert resume(tmp_path / "stopped").code == 0
     assert parted(tmp_path / "through", tmp_path / "stopped") == []

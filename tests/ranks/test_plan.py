@@ -11,8 +11,11 @@ from config import PRESETS, UserError
 from phases import LAUNCHERS_NAME
 from run.cli import parse_config
 from run.run_state import RunState, write_run_state
-from training import plan, ranks, torchrun
-from training.plan import GB, Machine, choose_memory, phase_memory
+from training import machine as machine_module
+from training import ranks, torchrun
+from training.machine import GB, Machine
+from training.memory import phase_memory
+from training.plan import choose_memory
 from training.torchrun import require_shareable
 
 CPU, TINY = torch.device("cpu"), PRESETS["tiny"]
@@ -91,7 +94,7 @@ def test_ranks_divide_what_they_share_and_plan_for_what_is_whole():
 
 
 def test_ranks_of_one_machine_share_its_memory_and_not_a_gpus(monkeypatch):
-    monkeypatch.setattr(plan, "available_bytes", lambda device: 24 * GB)
+    monkeypatch.setattr(machine_module, "available_bytes", lambda device: 24 * GB)
     monkeypatch.setattr(torchrun, "planned_count_here", lambda: 4)
     for device, each in ((CPU, 6 * GB), (torch.device("cuda"), 24 * GB)):
         assert Machine.now(device, None, n_ranks=4).available == each
