@@ -1,6 +1,6 @@
 """The planned peak of memory beside the measured one, phase by phase.
 
-    python -m benchmarks.memory --json memory.json                      the reference card, lean: 18 GB, minutes a step
+    python -m benchmarks.memory --json memory.json                      the reference card, lean: 12 GB, minutes a step
     python -m benchmarks.memory --preset tiny --memory full
 
 Each phase trains a few steps in a process of its own, on random weights and tokens, and with what a run has
