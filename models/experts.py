@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.layers import activated, activated_backward
+from models.lean import weight_to_compute_with
 from models.products import product_into
 
 # What each expert's share of rows is rounded up to, by rows of token 0 with gate 0.
@@ -109,10 +110,11 @@ def apply_experts(
     x_ND: Tensor,
     chosen_logits_Nk: Tensor,
     slots: Slots,
-    up: tuple[Tensor, Tensor],
-    down: tuple[Tensor, Tensor],
+    up: tuple[Tensor, Tensor | None],
+    down: tuple[Tensor, Tensor | None],
     keeps_hidden: bool = True,
     is_gated: bool = False,
+    lows: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Tensor:
     """The gated sum of every token's experts, (N, D) → (N, D); differentiable once.
 
@@ -123,10 +125,12 @@ def apply_experts(
         keeps_hidden: keeps what `up` gave for the backward pass; otherwise it is computed again, from
             the same slots: nothing is routed twice.
         is_gated: SwiGLU in place of GELU.
+        lows: what is to be joined to the weights of `up` and `down`, shaped like them (models/lean.py).
     """
     (w_up, b_up), (w_down, b_down) = up, down
+    lows = tuple(low if low is None else low.flatten(1, -2) for low in lows)
     return Experts.apply(
-        x_ND, chosen_logits_Nk, w_up.flatten(1, -2), b_up, w_down, b_down, slots, keeps_hidden, is_gated
+        x_ND, chosen_logits_Nk, w_up.flatten(1, -2), b_up, w_down, b_down, lows, slots, keeps_hidden, is_gated
     )
 
 
@@ -134,16 +138,17 @@ class Experts(torch.autograd.Function):
     """`apply_experts`."""
 
     @staticmethod
-    def forward(ctx, x_ND, logits_Nk, w_up, b_up, w_down, b_down, slots, keeps_hidden, is_gated):
+    def forward(ctx, x_ND, logits_Nk, w_up, b_up, w_down, b_down, lows, slots, keeps_hidden, is_gated):
         gate_Nk = logits_Nk.softmax(-1)
         y_RD = x_ND.new_empty(len(slots.token_R), x_ND.shape[1])
-        kept, ctx.is_gated = [], is_gated
+        kept, ctx.is_gated, ctx.lows = [], is_gated, lows
+        up, down = (w_up, lows[0]), (w_down, lows[1])
         ctx.is_grouped = grouped_mm_serves(x_ND, w_down)
         ctx.groups = row_groups(slots, ctx.is_grouped)
         for group in ctx.groups:
-            hidden_RF = expert_linear(x_ND.index_select(0, slots.token_R[group.rows]), w_up, b_up, group)
+            hidden_RF = expert_linear(x_ND.index_select(0, slots.token_R[group.rows]), up, b_up, group)
             unit_RA = activated(hidden_RF, is_gated)
-            y_RD[group.rows] = expert_linear(unit_RA, w_down, b_down, group)
+            y_RD[group.rows] = expert_linear(unit_RA, down, b_down, group)
             if keeps_hidden:
                 kept += [hidden_RF, unit_RA]
         ctx.save_for_backward(x_ND, y_RD, gate_Nk, w_up, b_up, w_down, b_down, *slots, *kept)
@@ -154,6 +159,7 @@ class Experts(torch.autograd.Function):
     def backward(ctx, dy_ND):
         x_ND, y_RD, gate_Nk, w_up, b_up, w_down, b_down, *rest = ctx.saved_tensors
         slots, kept = Slots(*rest[:4]), rest[4:]
+        up, down = (w_up, ctx.lows[0]), (w_down, ctx.lows[1])
         gate_R = gate_Nk.new_zeros(len(slots.token_R)).scatter_(0, slots.row_Nk.flatten(), gate_Nk.flatten())
         dx_RD = torch.empty_like(y_RD)
         gate_dgate_R = torch.empty_like(gate_R)
@@ -172,19 +178,19 @@ class Experts(torch.autograd.Function):
             if kept:
                 hidden_RF, unit_RA = kept[2 * i : 2 * i + 2]
             else:
-                hidden_RF = expert_linear(x_RD, w_up, b_up, group)
+                hidden_RF = expert_linear(x_RD, up, b_up, group)
                 unit_RA = activated(hidden_RF, ctx.is_gated)
             g_RD = dy_ND.index_select(0, token_R) * gate_R[group.rows, None].to(dy_ND.dtype)
-            d_unit_RA = product(g_RD, w_down, group)
+            d_unit_RA = product(g_RD, down, group)
             gate_dgate_R[group.rows] = torch.linalg.vecdot(g_RD, y_RD[group.rows])
             weight_gradients(dw_down, db_down, g_RD, unit_RA, group)
             d_hidden_RF = activated_backward(d_unit_RA, hidden_RF, ctx.is_gated)
             weight_gradients(dw_up, db_up, d_hidden_RF, x_RD, group)
-            dx_RD[group.rows] = product(d_hidden_RF, w_up, group)
+            dx_RD[group.rows] = product(d_hidden_RF, up, group)
         dx_ND = dx_RD.index_select(0, slots.row_Nk.flatten()).unflatten(0, gate_Nk.shape).sum(1)
         gate_dgate_Nk = gate_dgate_R[slots.row_Nk]
         d_logits_Nk = gate_dgate_Nk - gate_Nk * gate_dgate_Nk.sum(-1, keepdim=True)
-        return dx_ND, d_logits_Nk, dw_up, db_up, dw_down, db_down, None, None, None
+        return dx_ND, d_logits_Nk, dw_up, db_up, dw_down, db_down, None, None, None, None
 
 
 def gated_sum(y_RD: Tensor, gate_Nk: Tensor, row_Nk: Tensor) -> Tensor:
@@ -193,15 +199,21 @@ def gated_sum(y_RD: Tensor, gate_Nk: Tensor, row_Nk: Tensor) -> Tensor:
     return (y_NkD * gate_Nk.unsqueeze(-1).to(y_RD.dtype)).sum(1)
 
 
-def product(x_RO: Tensor, weight_EOI: Tensor, group: RowGroup) -> Tensor:
+def product(x_RO: Tensor, stack: tuple[Tensor, Tensor | None], group: RowGroup) -> Tensor:
     """Each row times the matrix of its expert, (R, out) → (R, in)."""
-    weight = weight_EOI[group.expert].to(x_RO.dtype)
+    weight = weights_of(group, stack, x_RO.dtype)
     return x_RO @ weight if group.ends_E is None else F.grouped_mm(x_RO, weight, offs=group.ends_E)
 
 
-def expert_linear(x_RI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, group: RowGroup) -> Tensor:
+def weights_of(group: RowGroup, stack: tuple[Tensor, Tensor | None], dtype: torch.dtype) -> Tensor:
+    """The matrix of a group's expert, or those of all; `stack` is (E, out, in), with what is to be joined to it."""
+    weight_EOI, low_EOI = stack
+    return weight_to_compute_with(weight_EOI[group.expert], None if low_EOI is None else low_EOI[group.expert], dtype)
+
+
+def expert_linear(x_RI: Tensor, stack: tuple[Tensor, Tensor | None], bias_EO: Tensor | None, group: RowGroup) -> Tensor:
     """Each row through the linear layer of its expert, (R, in) → (R, out)."""
-    weight = weight_EOI[group.expert].to(x_RI.dtype)
+    weight = weights_of(group, stack, x_RI.dtype)
     bias = None if bias_EO is None else bias_rows(bias_EO, x_RI, group)
     if group.ends_E is None:
         return F.linear(x_RI, weight, bias)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from config import ModelConfig, UserError
 from durable_files import DamagedFile, beside, read_tensors, reason, replacing, write_tensors
+from models.lean import keep_weights, take_weights
 from models.shards import is_shared
 from models.transformer import Transformer
 
-FORMAT = "bilateral-growth-model/2"
+FORMAT = "bilateral-growth-model/3"
+READABLE = ("bilateral-growth-model/2", FORMAT)  # the former has no weights in two parts
 
 
 def save_model(model: Transformer, path: str | Path) -> str:
@@ -87,13 +89,16 @@ def bring_tokenizer(config: ModelConfig, source: Path, target: Path) -> None:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Transformer:
-    """Reads a model written by `save_model`, in the dtype in which it was saved.
+    """Reads a model written by `save_model`, in the dtype in which it was saved; what lean memory keeps in two parts
+    (models/lean.py) becomes fp32.
 
     Raises:
         UserError: the file is missing, one bit of it has changed, it is not one of ours, or its
             weights do not fit its geometry.
     """
-    return load_model_and_checksum(path, device)[0]
+    model = load_model_and_checksum(path, device)[0]
+    keep_weights(model, in_two_parts=False)
+    return model
 
 
 def read_config(path: str | Path) -> ModelConfig:
@@ -119,7 +124,8 @@ def read_config(path: str | Path) -> ModelConfig:
 def load_model_and_checksum(
     path: str | Path, device: str | torch.device = "cpu", mmap: bool = False
 ) -> tuple[Transformer, str]:
-    """As `load_model`; with the checksum that `save_model` returned. With `mmap` weights stay on the disk until used."""
+    """As `load_model`, in as many parts as were saved; with the checksum that `save_model` returned. With `mmap` weights
+    stay on the disk until used."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no model file at {path}")
@@ -132,15 +138,15 @@ def load_model_and_checksum(
         config = ModelConfig(**content["config"])
         with torch.device("meta"):
             model = Transformer(config)
-        model.load_state_dict(content["weights"], assign=True)
-    except (RuntimeError, TypeError, KeyError, UserError) as error:
+        take_weights(model, content["weights"])
+    except (RuntimeError, TypeError, KeyError, AttributeError, UserError) as error:
         raise UserError(f"the weights in {path} do not fit the geometry that it names: {reason(error)}") from error
     return model.requires_grad_(True), checksum
 
 
 def checked(path: Path, content: object) -> dict:
     """Raises UserError where `content` is not what this version writes."""
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in READABLE:
         raise UserError(f"{path} is a torch file, but not a model of ours: its format is not {FORMAT!r}")
     return content
 

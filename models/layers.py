@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import ModelConfig
+from models.lean import InTwoParts, weight_to_compute_with
 from models.products import linear
 
 
@@ -42,7 +43,7 @@ def norm(config: ModelConfig) -> LayerNorm | RMSNorm:
     return (RMSNorm if config.is_llama else LayerNorm)(config.d_model, eps=config.norm_eps)
 
 
-class Linear(nn.Linear):
+class Linear(InTwoParts, nn.Linear):
     """A linear layer that computes in its input's dtype, whatever dtype its weights have.
 
     A weight of several matrices, (…, out, in), gives their outputs side by side.
@@ -50,7 +51,8 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return linear(x, self.weight.flatten(0, -2).to(x.dtype), bias)
+        weight = weight_to_compute_with(self.weight, self.low, x.dtype)
+        return linear(x, weight.flatten(0, -2), bias)
 
 
 class MLP(nn.Module):

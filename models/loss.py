@@ -13,6 +13,9 @@ from models.moe import Routing
 from models.products import product_into
 from models.transformer import Transformer
 
+# Of the output matrix's gradient what a chunk of tokens adds is made for so many ids at once: for all of them it would take
+# as much memory as that gradient, and in bf16 half as much again.
+IDS_AT_ONCE = 8192
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 
 
@@ -20,10 +23,10 @@ def tokens_per_chunk(device: torch.device) -> int:
     """Tokens whose logits exist at once.
 
     Each chunk costs a pass over the output matrix's gradient, and holds its logits twice: at 50 k ids and in bf16
-    200 MB for 1,024 tokens. A GPU wants more rows; on MPS a product with 50 k outputs is wrong from
-    9 × 1024 rows on (pytorch #122045).
+    200 MB for 1,024 tokens. A large GPU wants more rows; a Mac has the memory of its CPU, and there a product with 50 k
+    outputs is wrong from 9 × 1024 rows on (pytorch #122045).
     """
-    return 1024 if device.type == "cpu" else 4096
+    return 4096 if device.type == "cuda" else 1024
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -65,8 +68,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             if wants_d_hidden:
                 product_into(d_hidden_ND[rows], probability, weight_VD)
             if wants_d_output:
-                d_output = (probability.T @ hidden).to(output_VD.dtype)
-                d_output_VD = d_output if d_output_VD is None else d_output_VD.add_(d_output)
+                d_output_VD = torch.zeros_like(output_VD) if d_output_VD is None else d_output_VD
+                for d_output, d_logits in zip(d_output_VD.split(IDS_AT_ONCE), probability.split(IDS_AT_ONCE, dim=1)):
+                    d_output += (d_logits.T @ hidden).to(d_output.dtype)
+                del d_logits
+            del probability  # before the next chunk's are there
         ctx.save_for_backward(d_hidden_ND, d_output_VD)
         return total
 

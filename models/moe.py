@@ -15,10 +15,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from config import ModelConfig
 from models.experts import apply_experts, assign_slots
 from models.layers import MLP
+from models.lean import InTwoParts
 from models.products import linear
 
 
@@ -40,7 +42,7 @@ class Routing(NamedTuple):
         return len(share_E) * (share_E * self.probability_E).sum()
 
 
-class StackedLinear(nn.Module):
+class StackedLinear(InTwoParts):
     """The parameters of one linear layer per expert: stacks of those of `linear`, (E, …, out, in) and (E, out)."""
 
     def __init__(self, n_experts: int, linear: nn.Linear):
@@ -68,7 +70,8 @@ class Router(nn.Linear):
 class MoE(nn.Module):
     """`n_experts` MLPs of which each token uses `top_k`; (B, T, D) → (B, T, D) and its `Routing`.
 
-    With `keeps_hidden = False` the hidden units are not kept for the backward pass but computed again.
+    With `keeps_hidden = False` hidden units and logits are not kept for the backward pass but computed again, from the
+    same tokens for the same experts.
     """
 
     def __init__(self, config: ModelConfig):
@@ -85,11 +88,15 @@ class MoE(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         x_ND = x_BTD.flatten(0, 1)
-        logits_NE = self.router(x_ND)
+        if self.keeps_hidden or not torch.is_grad_enabled():
+            logits_NE = self.router(x_ND)
+        else:  # what it keeps of bf16 tokens is an fp32 copy of them
+            logits_NE = checkpoint(self.router, x_ND, use_reentrant=False, preserve_rng_state=False)
         chosen_logits_Nk, expert_Nk = logits_NE.topk(self.top_k, dim=-1)
         slots = assign_slots(expert_Nk, self.n_experts, x_ND.dtype)
         up, down = (self.up.weight, self.up.bias), (self.down.weight, self.down.bias)
-        y_ND = apply_experts(x_ND, chosen_logits_Nk, slots, up, down, self.keeps_hidden, self.is_gated)
+        lows = self.up.low, self.down.low
+        y_ND = apply_experts(x_ND, chosen_logits_Nk, slots, up, down, self.keeps_hidden, self.is_gated, lows)
         return y_ND.view_as(x_BTD), self.routing(logits_NE, slots.slots_per_expert_E)
 
     def routing(self, logits_NE: Tensor, slots_per_expert_E: Tensor) -> Routing:

@@ -5,9 +5,10 @@ computes, and at no other time. What works parameter by parameter, as growth doe
 
     for name, parameter in new_model.named_parameters():
         with filling(parameter) as value:
-            value.copy_(grown(whole(old_parameters[name])))
+            value.copy_(grown(whole_parameter(old_model, name)))
 
-Without ranks `whole` and `filling` hand on what they are given. Nothing of torch.distributed is loaded for that.
+Without ranks `whole` and `filling` hand on what they are given. Nothing of torch.distributed is loaded for that. A weight
+that lean memory keeps in two parts (models/lean.py), which no ranks share, is made whole by `whole_parameter`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from config import ModelConfig
+from models.lean import joined, keep_weights
 from models.transformer import Transformer
 
 
@@ -30,6 +32,19 @@ def is_shared(tensor: Tensor) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that ranks share, on every one of them (they all have to ask); any other as it is."""
     return tensor.full_tensor() if is_shared(tensor) else tensor
+
+
+def whole_weight(layer: nn.Module) -> Tensor:
+    """The layer's weight, `whole`, and with both its parts where it is kept in two."""
+    low = getattr(layer, "weight_low", None)
+    return whole(layer.weight) if low is None else joined(layer.weight, low)
+
+
+def whole_parameter(model: Transformer, name: str) -> Tensor:
+    """The parameter of that name, as `whole_weight`."""
+    layer_name, _, kind = name.rpartition(".")
+    layer = model.get_submodule(layer_name)
+    return whole_weight(layer) if kind == "weight" else whole(getattr(layer, kind))
 
 
 def own(tensor: Tensor) -> Tensor:
@@ -116,8 +131,10 @@ def copy_of(model: Transformer) -> Transformer:
     """Another model with the same weights, over the same ranks; FSDP does not let itself be copied otherwise."""
     copy = empty_like(model, model.config)
     copy.compute_dtype = model.compute_dtype
-    for parameter, original in zip(copy.parameters(), model.parameters(), strict=True):
-        own(parameter).copy_(own(original))
+    keep_weights(copy, in_two_parts=any(True for _ in model.buffers()))
+    for kind in (torch.nn.Module.parameters, torch.nn.Module.buffers):
+        for tensor, original in zip(kind(copy), kind(model), strict=True):
+            own(tensor).copy_(own(original))
     return copy
 
 

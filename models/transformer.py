@@ -29,11 +29,13 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from config import ModelConfig
 from models.attention import Attention, causal_attention, rope_tables
 from models.kv_cache import KVCache
 from models.layers import MLP, Normalises, norm
+from models.lean import layers_in_parts
 from models.moe import MoE, Routing
 
 INIT_STD = 0.02
@@ -52,17 +54,28 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = norm(config)
         self.mlp = MoE(config) if config.is_moe else MLP(config)
+        self.keeps_attention = True  # for the backward pass; otherwise it is computed again
 
     def forward(
         self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], attend: Callable = causal_attention
     ) -> tuple[Tensor, Routing | None]:
         block_input_BTD = x_BTD
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, attend)
+        x_BTD = x_BTD + self.attended(x_BTD, rope, attend)
         routing = None
         y_BTD = self.mlp(self.mlp_norm(block_input_BTD if self.is_parallel else x_BTD))
         if isinstance(self.mlp, MoE):
             y_BTD, routing = y_BTD
         return x_BTD + y_BTD, routing
+
+    def attended(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], attend: Callable) -> Tensor:
+        """What attention adds to the residual."""
+
+        def add(x_BTD: Tensor) -> Tensor:
+            return self.attention(self.attention_norm(x_BTD), rope, attend)
+
+        if self.keeps_attention or not torch.is_grad_enabled():
+            return add(x_BTD)
+        return checkpoint(add, x_BTD, use_reentrant=False, preserve_rng_state=False)
 
 
 class Transformer(nn.Module):
@@ -141,6 +154,16 @@ class Transformer(nn.Module):
             if isinstance(module, Normalises):
                 module.output_dtype = dtype
 
+    @property
+    def reads_low(self) -> bool:
+        """Whether products read both parts of weights that are kept in two, see models/lean.py."""
+        return self.blocks[0].attention.qkv.reads_low
+
+    @reads_low.setter
+    def reads_low(self, reads: bool) -> None:
+        for layer in layers_in_parts(self):
+            layer.reads_low = reads
+
     def rest(self) -> None:
         """Where ranks share the model, splits up again what a forward pass without a backward pass has left whole."""
         if hasattr(self, "reshard"):  # FSDP2's, see models/shards.py
@@ -151,10 +174,11 @@ class Transformer(nn.Module):
         getattr(self, "reset_iter_state", self.rest)()  # FSDP2's, of torch 2.13
 
     def keep_hidden(self, keeps: bool) -> None:
-        """Whether experts keep their hidden units for the backward pass, or compute them again."""
-        for module in self.modules():
-            if isinstance(module, MoE):
-                module.keeps_hidden = keeps
+        """Whether experts and attention keep what they compute on their way for the backward pass, or compute it again."""
+        for block in self.blocks:
+            block.keeps_attention = keeps
+            if isinstance(block.mlp, MoE):
+                block.mlp.keeps_hidden = keeps
 
     @property
     def device(self) -> torch.device:
@@ -185,14 +209,14 @@ def initialise_parameter(name: str, parameter: Tensor, n_layers: int, generator:
 
 @contextmanager
 def exact_arithmetic(*models: Transformer):
-    """Inside, the models compute in their weights' own dtype: measurements before and after
+    """Inside, the models compute in their weights' own dtype, with all parts of them: measurements before and after
     a boundary must not see the rounding of a lower training precision."""
-    before = [model.compute_dtype for model in models]
+    before = [(model.compute_dtype, model.reads_low) for model in models]
     for model in models:
-        model.compute_dtype = None
+        model.compute_dtype, model.reads_low = None, True
     try:
         yield
     finally:
-        for model, dtype in zip(models, before):
-            model.compute_dtype = dtype
+        for model, (dtype, reads_low) in zip(models, before):
+            model.compute_dtype, model.reads_low = dtype, reads_low
             model.rest()

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from config import UserError
 from models import Transformer
+from models.lean import keep_weights
 from phases import Phase
 from run.console import jump_verdict
 from run.decoration import decoration
@@ -40,10 +41,8 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
     """
     config, losses = run.config, run.progress.losses
     from_phase, to_phase = phase.before.number, phase.number
-    loss_before, loss_after = (heldout_loss(model, run.heldout) for model in (old_model, new_model))
-    n_near_ties = 0
-    if not abs(loss_after - loss_before) <= LARGEST_JUMP:
-        loss_after, n_near_ties = without_near_ties(run, old_model, new_model, loss_after)
+    loss_before = heldout_loss(old_model, run.heldout)
+    loss_after, n_near_ties = loss_beside(run, old_model, new_model, loss_before)
     jump = loss_after - loss_before
     same_story, told = None, ""
     if config.sample_tokens:
@@ -61,6 +60,11 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
         print(f"  near-ties: {n_near_ties} choices of experts, left out of the loss after growth")
     if told:
         print(f"  Story of the grown model: {told}")
+    rounding = 0.0
+    if run.plan.is_lean:
+        keep_weights(new_model, in_two_parts=True)
+        rounding = loss_beside(run, old_model, new_model, loss_after)[0] - loss_after
+        print(f"  Its matrices are now kept in three bytes a weight: held-out loss {rounding:+.1e}")
     losses.setdefault(f"phase{from_phase}_final", loss_before)  # of a run that started here
     losses[f"phase{to_phase}_first"] = loss_after
     losses[phase.jump_name] = jump
@@ -72,6 +76,7 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
         loss_after=loss_after,
         jump=jump,
         near_ties_left_out=n_near_ties,
+        rounding=rounding,
         bits_per_byte=bits_per_byte(loss_after, run.data.bytes_per_token),
         same_story=same_story,
         tokens=run.tokens_seen,
@@ -95,6 +100,14 @@ def cross_boundary(run: Run, phase: Phase, old_model: Transformer, new_model: Tr
     if failed:
         print(f"  ⚠️ going on although these failed: {'; '.join(failed)}")
     record_liveness(run, phase, new_model, steps=0)
+
+
+def loss_beside(run: Run, old_model: Transformer, new_model: Transformer, expected: float) -> tuple[float, int]:
+    """The new model's held-out loss; where it is not as `expected`, without near-ties that turned, and their number."""
+    loss = heldout_loss(new_model, run.heldout)
+    if abs(loss - expected) <= LARGEST_JUMP:
+        return loss, 0
+    return without_near_ties(run, old_model, new_model, loss)
 
 
 def failures(results: list[CheckResult], jump: float, same_story: bool | None) -> list[str]:

@@ -11,11 +11,13 @@ from torch import Tensor
 from config import ModelConfig, TrainingConfig, UserError
 from models import Transformer, build_dense_model
 from models.files import load_model_and_checksum
-from models.shards import shared_as
+from models.lean import take_weights
+from models.shards import is_shared, shared_as
 from phases import PHASES, phase_of
 from report.history import NEUTRAL
 from run.run_state import RunState
 from training.ranks import team
+from transfer.optimizer_growth import widened
 
 # What each way of making a phase's model takes from the settings.
 MADE_WITH = {
@@ -110,7 +112,7 @@ def entry_model(saved: RunState, folder: Path, geometry: ModelConfig, seed: int)
         model = Transformer(geometry)
     if saved.shards:
         return model
-    model.load_state_dict(saved.weights, assign=True)
+    take_weights(model, saved.weights)
     return model.requires_grad_(True)
 
 
@@ -125,7 +127,8 @@ def require_geometry(name: str, found: ModelConfig, wanted: ModelConfig) -> None
 def on_device(moments: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
     """Moments where their optimizer keeps them: beside their parameter, and shared as that is, where ranks share it.
 
-    Muon's count of steps, an integer, stays on the host.
+    Muon's count of steps, an integer, stays on the host. Ranks have no momentum in one byte.
     """
+    moments = widened(moments) if is_shared(parameter) else moments
     moments = {k: value if value.dtype == torch.int64 else value.to(parameter.device) for k, value in moments.items()}
     return {key: shared_as(value, parameter) if value.ndim else value for key, value in moments.items()}

@@ -21,7 +21,7 @@ from run.progress import Progress
 from transfer.optimizer_growth import Moments
 
 SHARD_FOLDERS = ("run_state.a", "run_state.b")  # of several ranks: see run/state_shards.py
-FORMAT = "bilateral-growth-run/4"
+FORMAT = "bilateral-growth-run/5"
 
 
 @dataclass
@@ -31,7 +31,7 @@ class RunState:
     phase, step: the next step is number `step` of `phase`.
     is_complete: the phase is over, and its weights are in its model file, whose checksum is
         `model_checksum` ("" where the run was started from that file).
-    weights: by parameter name, fp32; None where `is_complete`, and before the first step.
+    weights: by parameter name, fp32, or in two parts (models/lean.py); None where `is_complete`, and before the first step.
     moments: the optimizers', by parameter name.
     progress: how far the run has come, in the file as a dict.
     rows: figures of steps that are not in the history yet, as `StepRows` holds them.

@@ -20,7 +20,7 @@ from torch import Tensor
 from config import UserError
 from durable_files import READ_BYTES, reason, sync_folder
 from models import Transformer
-from models.shards import empty_on_ranks, filling, is_shared
+from models.shards import empty_on_ranks, filling, is_shared, whole_parameter
 from phases import STATE_NAME
 from run.run_state import SHARD_FOLDERS, RunState, write_run_state
 from training.ranks import SaidByFirst, team
@@ -47,9 +47,9 @@ def lay_out(model: Transformer, device: torch.device) -> Transformer:
         return model.to_empty(device=device) if is_unfilled else model.to(device)
     shared = empty_on_ranks(model.config, team().mesh(device), device)
     if not is_unfilled:
-        for parameter, given in zip(shared.parameters(), model.parameters(), strict=True):
+        for name, parameter in shared.named_parameters():
             with filling(parameter) as value, torch.no_grad():
-                value.copy_(given)
+                value.copy_(whole_parameter(model, name))
     return shared
 
 

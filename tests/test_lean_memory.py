@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from config import PRESETS, ModelConfig, UserError
+from models.lean import keep_weights, layers_in_parts, split
 from models.moe import MoE
+from models.shards import whole_parameter
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training.machine import Machine
-from training.optimizer import build_optimizers, is_matrix, read_moments, write_moments
+from training.optimizer import is_matrix, read_moments, write_moments
 from training.plan import memory_of_phases
 from training.step import prepare_training, train_step
+from transfer.optimizer_growth import widened
 
 SMALL = ModelConfig(vocab_size=101, d_model=32, n_layers=3, n_heads=4, context_length=16)
 CONFIG = dataclasses.replace(PRESETS["tiny"], z_weight=0.0, balance_weight=0.0)
@@ -34,13 +37,22 @@ def trained(build, steps: int, is_lean: bool, config=CONFIG):
 
 @pytest.mark.parametrize("build", [lively_dense_model, lively_moe_model])
 def test_lean_and_full_memory_learn_the_same(build):
-    """Apart from rounding: momentum in bf16, and a gradient clipped by the norm of the step before."""
+    """Apart from rounding, and a gradient clipped by the norm of the step before. Training reads bf16 weights: before the
+    first step nothing else differs, the norm but for gradients in bf16 neither."""
     gentle = dataclasses.replace(CONFIG, grad_clip=1e3)
     full, lean = (trained(build, 10, is_lean, gentle) for is_lean in (False, True))
+    # Weights and gradients round to 2⁻⁹ of themselves, and momenta to about 1 %: so much of what was learnt may differ.
     for (loss, norm), (lean_loss, lean_norm) in zip(full[2], lean[2]):
-        assert lean_loss == pytest.approx(loss, abs=2e-3) and lean_norm == pytest.approx(norm, rel=2e-2)
+        learnt = full[2][0][0] - loss
+        assert lean_loss == pytest.approx(loss, abs=2e-3 + 0.01 * learnt) and lean_norm == pytest.approx(norm, rel=2e-2)
     assert full[2][-1][0] < full[2][0][0] - 0.05
-    assert full[2][0] == pytest.approx(lean[2][0], rel=1e-6), "before the first step nothing differs, the norm neither"
+    keep_weights(rounded := build(SMALL), in_two_parts=True)
+    keep_weights(rounded, in_two_parts=False)
+    for layer in layers_in_parts(rounded):
+        layer.weight.data = split(layer.weight)[0].float()
+    loss, norm = trained(lambda _: rounded, 1, False, gentle)[2][0]
+    assert lean[2][0][0] == pytest.approx(loss, rel=1e-6)
+    assert lean[2][0][1] == pytest.approx(norm, rel=2**-8) and lean[2][0][1] != pytest.approx(full[2][0][1], rel=1e-6)
 
 
 @pytest.mark.parametrize("is_lean", [False, True])
@@ -71,15 +83,23 @@ def test_lean_memory_sets_up_model_and_state():
     for name, moments in state.items():
         kinds = {key: value.dtype for key, value in moments.items() if value.dim()}
         assert kinds == (
-            {"momentum_buffer": torch.bfloat16}
+            {"momentum_buffer": torch.int8, "momentum_scale": torch.float32}
             if is_matrix(name)
             else {"exp_avg": torch.float32, "exp_avg_sq": torch.float32}
         )
-    for lean_clip, dtype in ((None, torch.float32), (1.0, torch.bfloat16)):  # a run may go on in the other mode
-        other = build_optimizers(model, 0.1, 128, lean_clip)
+    weights = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    assert all(dtype == (torch.bfloat16 if is_matrix(name) else torch.float32) for name, dtype in weights.items())
+    exact = {name: whole_parameter(model, name) for name in weights}
+    for lean, dtype in ((False, torch.float32), (True, torch.int8)):  # a run may go on in the other mode
+        other = prepare_training(model, CONFIG, None, lean)
         write_moments(model, other, state)
-        momentum = read_moments(model, other)["blocks.0.attention.out.weight"]["momentum_buffer"]
-        assert momentum.dtype == dtype
+        for name, parameter in model.named_parameters():
+            assert torch.equal(whole_parameter(model, name), exact[name])
+            assert parameter.dtype == (weights[name] if lean else torch.float32)
+        momentum = read_moments(model, other)["blocks.0.attention.out.weight"]
+        assert momentum["momentum_buffer"].dtype == dtype and len(momentum) == (4 if lean else 3)
+        expected = widened(state["blocks.0.attention.out.weight"])["momentum_buffer"]
+        assert torch.equal(widened(momentum)["momentum_buffer"], expected)
 
 
 def test_the_norm_of_the_step_before_clips():
@@ -89,7 +109,7 @@ def test_the_norm_of_the_step_before_clips():
     assert norms[0] == norms[1] > 0.1, "norms are those before clipping"
     states = [read_moments(model, optimizers)["blocks.0.mlp.up.weight"] for model, optimizers, _ in steps]
     assert states[0]["whole_norm"] == pytest.approx(steps[0][2][1][1])
-    ratio = states[1]["momentum_buffer"].float().norm() / states[0]["momentum_buffer"].float().norm()
+    ratio = widened(states[1])["momentum_buffer"].norm() / widened(states[0])["momentum_buffer"].norm()
     assert ratio < 0.5
 
 

@@ -19,16 +19,16 @@ REFERENCE = TrainingConfig()
 GROW_LESS, KEEP_WIDTH = "--scale-factor 1.5 --extra-layers 2", "--scale-factor 1.0 --extra-layers 1"
 EXPECTED = {
     "Mac, 8 GB": f"refused: {KEEP_WIDTH}",
-    "Mac, 16 GB": f"refused: {GROW_LESS}",
-    "Mac, 24 GB": "warned: --batch-size 2",
+    "Mac, 16 GB": "lean",
+    "Mac, 24 GB": "lean",
     "Mac, 24 GB, newer system": "lean",
     "Mac, 32 GB": "lean",
     "Mac, 36 GB": "full",
     "Mac, 48 GB": "full",
     "Mac, 64 GB": "full",
-    "GPU, 8 GB": f"refused: {KEEP_WIDTH}",
-    "GPU, 12 GB": f"refused: {GROW_LESS}",
-    "GPU, 16 GB": f"refused: {GROW_LESS}",
+    "GPU, 8 GB": f"refused: {GROW_LESS}",
+    "GPU, 12 GB": "lean",
+    "GPU, 16 GB": "lean",
     "GPU, 24 GB": "lean",
     "GPU, 32 GB": "full",
     "GPU, 48 GB": "full",
@@ -64,8 +64,9 @@ def proposed(plan) -> str:
 
 
 def test_ways_out_come_in_the_order_of_what_they_cost():
-    """Each step of the way a little less memory than the way before it needs."""
-    lean = dataclasses.replace(REFERENCE, memory="lean")
+    """Each step of the way a little less memory than the way before it needs; at a context at which activations are more
+    than what a boundary takes whatever the batch."""
+    lean = dataclasses.replace(REFERENCE, memory="lean", context_length=1024)
     just_less = 1 - 1e-6
     full = dataclasses.replace(REFERENCE, memory="full")
     assert proposed(plan_in(need(full) * just_less, full)) == "--memory lean"
@@ -87,11 +88,11 @@ def test_ways_out_come_in_the_order_of_what_they_cost():
 
 
 def test_lean_memory_is_not_named_where_it_comes_by_itself():
-    advice = plan_in(need(memory="lean") * 0.99).advice
+    advice = plan_in(need(memory="lean") * 0.995).advice
     assert "--batch-size" in advice and "--memory" not in advice
     assert (
         "--memory lean --batch-size"
-        in plan_in(need(memory="lean") * 0.99, dataclasses.replace(REFERENCE, memory="full")).advice
+        in plan_in(need(memory="lean") * 0.995, dataclasses.replace(REFERENCE, memory="full")).advice
     )
 
 
@@ -99,7 +100,7 @@ def test_parts_of_a_batch_come_before_a_smaller_batch():
     """Where activations are most of it, and lean memory does not help: what is learnt stays the same."""
     config = dataclasses.replace(TINY, batch_size=256, memory="full")
     plan = plan_in(need(config, memory="lean") * 0.99, config)
-    assert proposed(plan) == "--accumulate 4" and "nothing that is learnt" in plan.advice
+    assert proposed(plan) == "--accumulate 8" and "nothing that is learnt" in plan.advice
 
 
 def test_less_growth_is_never_more_than_the_run_has():

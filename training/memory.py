@@ -2,8 +2,8 @@
 
 Bytes per parameter in fp32, full memory: 4 weight, 4 gradient, 4 or 8 moments (Muon, AdamW). Gradients appear
 in the backward pass as activations go, so on a GPU the peak holds the larger of the two. On a CPU it holds both: what
-activations leave free is in pieces into which no gradient fits. Lean memory: 4 weight, 2 or 8 moments, and the
-gradients of one layer beside the activations.
+activations leave free is in pieces into which no gradient fits. Lean memory: 3 of a matrix's weight and 4 of any
+other, 1 or 8 moments, and the gradients of one layer beside the activations.
 
 Several ranks divide weights, moments, gradients and the batch among them; each has besides what FSDP makes whole
 for the blocks that compute now (`gathered_bytes`).
@@ -12,18 +12,22 @@ for the blocks that compute now (`gathered_bytes`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from config import ModelConfig
-from models import count_parameters
+from models import Transformer, count_parameters
 from models.loss import tokens_per_chunk
 from training.machine import GB, Machine
-from training.optimizer import moment_bytes
+from training.optimizer import is_matrix, moment_bytes
 
 PROCESS_BYTES = 0.4 * GB  # Python, torch and its threads
-# Copies of the largest matrix while it grows, or while a check compares its gradient's rows.
-ONE_AT_A_TIME = 3
+# Of the largest matrix, or stack of experts, what is there beside it while it grows, or of its gradient while a check compares
+# that one's rows.
+ONE_AT_A_TIME = 1.3
+# With lean memory, for each number of a matrix that Muon moves: its gradient, momentum and weight in fp32, and steps between.
+MUON_BYTES = 21
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ def phase_memory(model: ModelConfig, tokens: int, machine: Machine, is_lean: boo
     """The memory of training one phase, `tokens` of a batch (or of each of its parts) at once, on each rank."""
     n_params, n_ranks = count_parameters(model).total, machine.n_ranks
     return PhaseMemory(
-        weights=4 * n_params / n_ranks,
+        weights=weight_bytes(model, is_lean) / n_ranks,
         optimizer=moment_bytes(model, is_lean) / n_ranks,
-        gradients=lean_gradient_bytes(model) if is_lean else 4 * n_params / n_ranks,
+        gradients=lean_gradient_bytes(model, tokens, machine) if is_lean else 4 * n_params / n_ranks,
         activations=activation_bytes(model, tokens // n_ranks, machine.device, machine.compute_dtype, is_lean),
         process=PROCESS_BYTES,
         is_lean=is_lean,
@@ -73,14 +77,15 @@ def boundary_memory(
 ) -> PhaseMemory:
     """The memory of crossing into the phase `into`, in fp32, `tokens` of a held-out batch at once.
 
-    Both models and the old moments are there. Beside them is either one matrix, or stack of experts, with what is made of
+    Both models and the old moments are there; with lean memory the new one's weights are split when the checks have
+    passed. Beside them is either one matrix, or stack of experts, with what is made of
     it: its growth, noise, or the gradient in which a check compares clones; or a held-out batch on its way. The old
     model is gone before the moments grow, one by one: no more than the phase that follows.
     """
-    n_params = sum(count_parameters(model).total for model in (old, new)) / machine.n_ranks
+    weights = (weight_bytes(old, is_lean) + weight_bytes(new, is_lean=False)) / machine.n_ranks
     largest = 4 * max(new.d_model * new.d_hidden * max(new.n_experts, 1), new.vocab_size * new.d_model)
     return PhaseMemory(
-        weights=4 * n_params,
+        weights=weights,
         optimizer=moment_bytes(old, is_lean) / machine.n_ranks,
         gradients=ONE_AT_A_TIME * largest,
         activations=forward_bytes(new, tokens // machine.n_ranks, machine.device),
@@ -120,43 +125,84 @@ def gathered_bytes(model: ModelConfig) -> float:
 def activation_bytes(
     model: ModelConfig, tokens: int, device: torch.device, compute_dtype: torch.dtype | None, is_lean: bool
 ) -> float:
-    """What the backward pass needs of the forward pass, in bytes.
+    """What the backward pass needs of the forward pass, in bytes: of all layers, of the last norm (its input in fp32, and
+    the gradient of its output), and of the loss or of the layer that it is at, whichever is larger: when it comes to the
+    layers the logits are gone."""
+    kept, passing = layer_bytes(model, tokens, device, compute_dtype, is_lean)
+    size = compute_dtype.itemsize if compute_dtype else 4
+    head = loss_bytes(model, tokens, device, size) + output_gradient_bytes(model)
+    return model.n_layers * kept + (4 + size) * tokens * model.d_model + max(head, passing)
 
-    Per token and layer, in multiples of d_model: two residuals in fp32; in the compute dtype the
+
+def layer_bytes(
+    model: ModelConfig, tokens: int, device: torch.device, compute_dtype: torch.dtype | None, is_lean: bool
+) -> tuple[float, float]:
+    """What one layer keeps for its backward pass, and what that takes besides and frees again, in bytes.
+
+    Per token, in multiples of d_model: two residuals in fp32; in the compute dtype the
     norm's output, q|k|v, turned q and k, attention's output twice, the second norm's output, where queries share
     them keys and values once for each, and of the MLP the hidden units before and after GELU, of SwiGLU gate, up,
-    the turned gate and their product; of an MoE those (without the turned gate) and its output, top_k times, or with
-    lean memory its output alone. In a lower precision the rounded matrices of attention and of a dense MLP as well,
-    and the router's input in fp32.
+    the turned gate and their product; of an MoE those (without the turned gate) and its output, top_k times. In a lower
+    precision the rounded matrices of attention and of a dense MLP as well, and the router's input in fp32.
+
+    With lean memory attention is computed again, up to its output; of an MoE its output alone is kept, and nothing of
+    its router. Its matrices are bf16 already; in fp32 those of a dense MLP are copied.
 
     On MPS no fused attention can be trained: torch's composite one keeps q, k and v in fp32, its output once, and for
-    each head the probabilities of every token over all tokens. Its backward pass makes two more of those, of one
-    layer at a time, when the logits are gone.
+    each head the probabilities of every token over all tokens. Its backward pass makes two more of those.
     """
     size = compute_dtype.itemsize if compute_dtype else 4
     kv, hidden = 1 / model.queries_per_kv, model.hidden_ratio
-    attention, probabilities = (6 + 3 * kv + (2 if model.queries_per_kv > 1 else 0)) * size, 0
+    features, probabilities = tokens * model.d_model, 0
+    # Of the norm before attention up to what attention gives.
+    attention = (5 + 3 * kv + (2 if model.queries_per_kv > 1 else 0)) * size
+    if device.type == "mps":
+        attention, probabilities = 3 * 4 + 2 * size, 4 * tokens * model.n_heads * model.context_length
     mlp = (4 if model.is_llama else 2) * hidden
     if model.is_moe:
         mlp = model.top_k * (1 if is_lean else 1 + (3 if model.is_llama else 2) * hidden)
-    if device.type == "mps":
-        attention, probabilities = 3 * 4 + 3 * size, 4 * tokens * model.n_heads * model.context_length
-    per_layer = tokens * model.d_model * (2 * 4 + attention + mlp * size) + probabilities
-    if compute_dtype:
-        matrices = 2 + 2 * kv + (0 if model.is_moe else (3 if model.is_llama else 2) * hidden)
-        per_layer += size * matrices * model.d_model**2
-        per_layer += 4 * tokens * model.d_model if model.is_moe else 0
-    # Logits and their softmax; the output matrix rounded, and its gradient, in the compute dtype and in fp32.
-    chunk = min(tokens, tokens_per_chunk(device))
-    head = (2 * size * (chunk + model.d_model) + 4 * model.d_model) * model.vocab_size
-    return model.n_layers * per_layer + max(head, 2 * probabilities)
+    is_copied = compute_dtype is None if is_lean else compute_dtype is not None
+    matrix = size * model.d_model**2 if is_copied else 0
+    of_attention = features * attention + probabilities + matrix * (2 + 2 * kv)
+    of_mlp = features * (1 + mlp) * size
+    if not model.is_moe:
+        of_mlp += matrix * (3 if model.is_llama else 2) * hidden
+    elif compute_dtype and not is_lean:
+        of_mlp += 4 * features
+    residuals = 2 * 4 * features
+    if is_lean:
+        return residuals + of_mlp, of_attention + 2 * probabilities
+    return residuals + of_attention + of_mlp, 2 * probabilities
 
 
-def lean_gradient_bytes(model: ModelConfig) -> float:
-    """Gradients that exist at once with lean memory, in bytes.
+def loss_bytes(model: ModelConfig, tokens: int, device: torch.device, size: int) -> float:
+    """What the loss takes and frees, in bytes: logits and their softmax of a chunk of tokens, and the output matrix in a
+    lower compute dtype; `size` is that dtype's."""
+    rounded = model.d_model if size < 4 else 0
+    return size * (2 * min(tokens, tokens_per_chunk(device)) + rounded) * model.vocab_size
 
-    Those of one layer's two largest matrices in fp32, what Muon makes of one of them, and those of
-    what AdamW moves, most of it the embedding and an output matrix of its own.
+
+def output_gradient_bytes(model: ModelConfig) -> float:
+    """The gradient of the output matrix, in bytes, fp32: the loss makes it, before all others."""
+    return 4 * model.d_model * model.vocab_size
+
+
+def lean_gradient_bytes(model: ModelConfig, tokens: int, machine: Machine) -> float:
+    """Gradients that exist at once with lean memory, in bytes, beyond what the loss has taken and freed before.
+
+    Those of one layer's two largest matrices in bf16, what Muon makes of one expert's matrix, and that of an input
+    embedding of its own.
     """
-    matrix = 4 * model.d_model * (2 if model.is_llama else 1) * model.d_hidden * max(model.n_experts, 1)
-    return 3 * matrix + (1 if model.tied else 2) * 4 * model.vocab_size * model.d_model
+    matrix = model.d_model * (2 if model.is_llama else 1) * model.d_hidden
+    layer = (2 * 2 * max(model.n_experts, 1) + MUON_BYTES) * matrix
+    size = machine.compute_dtype.itemsize if machine.compute_dtype else 4
+    freed = loss_bytes(model, tokens, machine.device, size)
+    return max(0.0, layer - freed) + (0 if model.tied else output_gradient_bytes(model))
+
+
+@lru_cache
+def weight_bytes(model: ModelConfig, is_lean: bool) -> int:
+    """Bytes of the weights: 4 each, or with lean memory 3 of those that Muon moves (models/lean.py)."""
+    with torch.device("meta"):
+        parameters = Transformer(model).named_parameters()
+    return sum(parameter.numel() * (3 if is_lean and is_matrix(name) else 4) for name, parameter in parameters)

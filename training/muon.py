@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from models.lean import compressed, expanded, joined, store
 from models.shards import is_shared, own, own_range
 from training.bad_steps import EXPLODED
 from training.orthogonalise import is_wide, orthogonalise
@@ -51,7 +53,8 @@ class Muon(torch.optim.Optimizer):
             (models/attention.py), with `queries_per_kv`; `period`: 1, or as above. Matrices whose places in `params`
             follow each other move one after another.
         dtype: of the orthogonalisation; its result is applied in the parameters' dtype.
-        momentum_dtype: of the state; None takes the parameters'.
+        lows: by parameter, of those that are kept in two parts (models/lean.py), the other one.
+        is_narrow: keeps the momentum in one byte, see models/lean.py.
     """
 
     def __init__(
@@ -59,12 +62,13 @@ class Muon(torch.optim.Optimizer):
         groups: list[dict],
         weight_decay: float,
         dtype: torch.dtype = torch.float32,
-        momentum_dtype: torch.dtype | None = None,
+        lows: dict[Tensor, Tensor] | None = None,
+        is_narrow: bool = False,
     ):
         super().__init__(
             groups, {"lr": 0.0, "weight_decay": weight_decay, "n_heads": 0, "queries_per_kv": 1, "period": 1}
         )
-        self.dtype, self.momentum_dtype = dtype, momentum_dtype
+        self.dtype, self.lows, self.is_narrow = dtype, lows or {}, is_narrow
         self.norms_in_backward: list[Tensor] = []
         self._hooks = []
         self._place = {
@@ -114,12 +118,12 @@ class Muon(torch.optim.Optimizer):
     def _clip_and_move(self, parameter: Tensor, group: dict, largest_norm: float) -> None:
         if parameter.grad is None:  # a gradient to be looked at alone, see GradientCoverage
             return
-        norm = torch.linalg.vector_norm(parameter.grad)
+        norm = norm_of(parameter.grad)
         self.norms_in_backward.append(norm)
         whole_norm = self.state[parameter].get("whole_norm", norm)
         sound = self.is_sound & (norm <= EXPLODED * largest_norm)
-        torch.nn.utils.clip_grads_with_norm_([parameter], largest_norm, torch.maximum(norm, whole_norm))
-        self._move([self._turn(parameter, group, sound)], sound)
+        clipping = (largest_norm / (torch.maximum(norm, whole_norm) + 1e-6)).clamp(max=1.0)  # as torch clips
+        self._move([self._turn(parameter, group, sound, clipping)], sound)
         parameter.grad = None
 
     def end_step(self, whole_norm: Tensor) -> None:
@@ -129,35 +133,53 @@ class Muon(torch.optim.Optimizer):
                 state["whole_norm"] = torch.where(self.is_sound, whole_norm, state.get("whole_norm", 0.0))
             self.norms_in_backward.clear()
 
-    def _turn(self, parameter: Tensor, group: dict, is_sound: Tensor) -> Turn:
-        """Takes the gradient into the momentum; what moves now of the parameter, and along what."""
-        state, gradient = self.state[parameter], own(parameter.grad)
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter, dtype=self.momentum_dtype)
-            state["step"] = torch.zeros((), dtype=torch.int64)
-        momentum = own(state["momentum_buffer"])
-        # Rounded once: a bf16 momentum would lose its small changes to a second rounding. Matrix by matrix,
-        # because the difference takes as much memory as the gradient.
-        for m_OI, g_OI in zip(momentum.view(-1, *momentum.shape[-2:]), gradient.view(-1, *gradient.shape[-2:])):
-            m_OI.add_(torch.where(is_sound, g_OI - m_OI, 0), alpha=1 - MOMENTUM)
-        moving, momentum, gradient = (
-            self._in_turn(stack, parameter, group) for stack in (own(parameter), momentum, gradient)
-        )
+    def _turn(self, parameter: Tensor, group: dict, is_sound: Tensor, clipping: Tensor | None = None) -> Turn:
+        """Takes the gradient, times `clipping`, into the momentum; what moves now of the parameter, and along what."""
+        state = self.state[parameter]
+        if "step" not in state:
+            state.update(self.empty_momentum(parameter), step=torch.zeros((), dtype=torch.int64))
+        in_turn = self._in_turn(parameter, group)
         state["step"] += 1
-        directions = gradient.lerp(momentum.to(gradient.dtype), MOMENTUM).to(self.dtype)
-        if group["n_heads"] and len(directions) and not is_split_inside(parameter):
+        stacks = [parameter.grad, state["momentum_buffer"]] + ([state["momentum_scale"]] if self.is_narrow else [])
+        # Matrix by matrix, because the difference takes as much memory as the gradient.
+        directions = []
+        matrices = zip(*(as_stack(own(stack)) for stack in stacks))
+        for place, (gradient, *momentum) in enumerate(matrices):
+            if clipping is not None:
+                gradient = gradient.to(clipping.dtype) * clipping
+            # A momentum in one byte is rounded once, when all of the step is in it.
+            exact = expanded(*momentum) if self.is_narrow else momentum[0]
+            exact.add_(torch.where(is_sound, gradient - exact, 0), alpha=1 - MOMENTUM)
+            if self.is_narrow:
+                for part, value in zip(momentum, compressed(exact)):
+                    part.copy_(value)
+            if place in in_turn:
+                directions.append(gradient.lerp(exact, MOMENTUM).to(self.dtype))
+        if not directions:
+            nothing = own(parameter).new_empty(0, *own(parameter).shape[-2:], dtype=self.dtype)
+            return Turn(parameter, group, in_turn, nothing)
+        if group["n_heads"] and not is_split_inside(parameter):
             directions = split_fused(directions[0], group["n_heads"], group["queries_per_kv"])
-        return Turn(parameter, group, moving, directions.flatten(0, -3))
+        else:
+            directions = torch.stack(directions).flatten(0, -3)
+        return Turn(parameter, group, in_turn, directions)
 
-    def _in_turn(self, stack: Tensor, parameter: Tensor, group: dict) -> Tensor:
-        """Of this rank's part of something shaped like the parameter what has its turn, (n, …, out, in)."""
+    def empty_momentum(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Zeros, as the state of a parameter holds them."""
+        if not self.is_narrow:
+            return {"momentum_buffer": torch.zeros_like(parameter)}
+        scale = torch.zeros(*parameter.shape[:-1], 1, dtype=torch.float32, device=parameter.device)
+        return {"momentum_buffer": torch.zeros_like(parameter, dtype=torch.int8), "momentum_scale": scale}
+
+    def _in_turn(self, parameter: Tensor, group: dict) -> range:
+        """Of the places in this rank's part of the parameter, `as_stack`, those that have their turn."""
         dim, start, _ = own_range(parameter)
         if parameter.ndim == 2:
-            stack, first = stack.unsqueeze(0), self._place[parameter]
+            first = self._place[parameter]
         else:
             first = start if dim == 0 else 0
         period = group["period"]
-        return stack[(int(self.state[parameter]["step"]) - first) % period :: period]
+        return range((int(self.state[parameter]["step"]) - first) % period, len(as_stack(own(parameter))), period)
 
     def _move(self, batch: list[Turn], is_sound: Tensor) -> None:
         """Moves parameters by their directions, which are all of one shape or its transpose."""
@@ -165,13 +187,27 @@ class Muon(torch.optim.Optimizer):
         if not batch:
             return
         orthogonalised = orthogonalised_over_ranks if is_split_inside(batch[0].parameter) else orthogonalised_here
-        for (parameter, group, moving, _), update in zip(batch, orthogonalised(batch)):
+        for (parameter, group, in_turn, _), update in zip(batch, orthogonalised(batch)):
             O, I = parameter.shape[-2:]
             O = O // (group["queries_per_kv"] + 2) if group["n_heads"] else O
             lr = group["lr"] * group["period"]
-            moving.mul_(torch.where(is_sound, 1 - lr * group["weight_decay"], 1.0))
-            update = torch.where(is_sound, update, 0).view_as(moving)
-            moving.add_(update, alpha=-lr * math.sqrt(max(1, O / I)))
+            decay = torch.where(is_sound, 1 - lr * group["weight_decay"], 1.0)
+            for place, update in zip(in_turn, update.unflatten(0, (len(in_turn), -1))):
+                with self._as_numbers(parameter, place) as moving:
+                    update = torch.where(is_sound, update, 0).view_as(moving)
+                    moving.mul_(decay).add_(update, alpha=-lr * math.sqrt(max(1, O / I)))
+
+    @contextmanager
+    def _as_numbers(self, parameter: Tensor, place: int) -> Iterator[Tensor]:
+        """What is at a place of this rank's part of the parameter, `as_stack`, to be changed in place; one matrix at a
+        time, because two parts take twice as much memory when they are joined."""
+        parts = [parameter.detach()] + ([self.lows[parameter]] if parameter in self.lows else [])
+        parts = [as_stack(own(part))[place] for part in parts]
+        if len(parts) == 1:
+            yield parts[0]
+        else:
+            yield (exact := joined(*parts))
+            store(exact, *parts)
 
 
 class Turn(NamedTuple):
@@ -179,8 +215,19 @@ class Turn(NamedTuple):
 
     parameter: Tensor
     group: dict
-    moving: Tensor  # (n, …, out, in), a view of this rank's part
+    in_turn: range  # places in this rank's part of it, `as_stack`
     directions_NOI: Tensor  # before orthogonalisation; fused projections unsplit where ranks have parts of matrices
+
+
+def as_stack(tensor: Tensor) -> Tensor:
+    """A view (n, …, out, in) of what is shaped like a parameter: of one matrix, or of the matrices of a stack."""
+    return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor
+
+
+def norm_of(gradient: Tensor) -> Tensor:
+    """Its Euclidean norm in fp32 or better, (), without a copy of all of it."""
+    exact = torch.promote_types(gradient.dtype, torch.float32)
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.to(exact)) for g in as_stack(gradient)]))
 
 
 def is_split_inside(parameter: Tensor) -> bool:

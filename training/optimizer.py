@@ -13,8 +13,9 @@ from torch import Tensor
 
 from config import ModelConfig
 from models import Transformer
+from models.lean import layers_in_parts
 from training.muon import Muon
-from transfer.optimizer_growth import Moments
+from transfer.optimizer_growth import Moments, narrowed, widened
 
 # Learning rates are given for the matrices; the rest of the model takes these shares of them.
 EMBEDDING_SHARE = 0.125
@@ -42,7 +43,7 @@ def build_optimizers(
 
     Args:
         tokens: of one step, on all ranks.
-        lean_clip: a number trains with little memory: momentum in bf16, matrices moved and their gradients
+        lean_clip: a number trains with little memory: momentum in one byte, matrices moved and their gradients
             clipped in the backward pass (see `Muon.move_in_backward`).
     """
     fused, matrices, stacks, inputs, outputs, routers, rest = [], [], [], [], [], [], []
@@ -71,7 +72,8 @@ def build_optimizers(
         ],
         weight_decay,
         model.compute_dtype or model.embedding.weight.dtype,
-        None if lean_clip is None else torch.bfloat16,
+        {layer.weight: layer.weight_low for layer in layers_in_parts(model) if layer.weight_low is not None},
+        is_narrow=lean_clip is not None,
     )
     if lean_clip is not None:
         muon.move_in_backward(lean_clip)
@@ -112,11 +114,15 @@ def is_matrix(name: str) -> bool:
 
 @lru_cache
 def moment_bytes(config: ModelConfig, is_lean: bool) -> int:
-    """Bytes of the optimizers' state: one moment of a matrix, fp32 or bf16, two in fp32 of everything else."""
+    """Bytes of the optimizers' state: one moment of a matrix, two in fp32 of everything else.
+
+    With lean memory that moment is a byte, with a scale in fp32 for each row.
+    """
     with torch.device("meta"):
-        parameters = Transformer(config).named_parameters()
-    matrix = 2 if is_lean else 4
-    return sum(parameter.numel() * (matrix if is_matrix(name) else 8) for name, parameter in parameters)
+        parameters = dict(Transformer(config).named_parameters())
+    matrices = [parameters.pop(name) for name in list(parameters) if is_matrix(name)]
+    rest = sum(8 * parameter.numel() for parameter in parameters.values())
+    return rest + sum(m.numel() + 4 * m[..., 0].numel() if is_lean else 4 * m.numel() for m in matrices)
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: float) -> None:
@@ -147,5 +153,4 @@ def write_moments(model: Transformer, optimizers: list[torch.optim.Optimizer], m
             owner = next(o for o in optimizers if any(parameter is p for g in o.param_groups for p in g["params"]))
             owner.state[parameter] = dict(moments[name])
             if isinstance(owner, Muon):
-                momentum = moments[name]["momentum_buffer"]
-                owner.state[parameter]["momentum_buffer"] = momentum.to(owner.momentum_dtype or parameter.dtype)
+                owner.state[parameter] = (narrowed if owner.is_narrow else widened)(moments[name])

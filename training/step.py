@@ -10,6 +10,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from config import ModelConfig, TrainingConfig
 from models import Routing, Transformer, next_token_loss, router_loss
+from models.lean import keep_weights
 from models.shards import whole
 from training.bad_steps import is_sound
 from training.optimizer import build_optimizers, set_learning_rate, take_if
@@ -29,8 +30,9 @@ def prepare_training(
 ) -> list[torch.optim.Optimizer]:
     """Sets how the model computes, and returns its optimizers.
 
-    Lean memory keeps no hidden units of experts, no gradients of matrices and momentum in bf16.
+    Lean memory keeps no hidden units of experts, no gradients of matrices, these in three bytes and momentum in one.
     """
+    keep_weights(model, in_two_parts=is_lean)
     model.compute_dtype = compute_dtype
     model.keep_hidden(not is_lean)
     tokens = config.batch_size * model.config.context_length

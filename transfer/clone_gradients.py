@@ -32,18 +32,26 @@ def compare_clone_gradients(
 ) -> list[CloneComparison]:
     """Gradients of the language-model loss, compared pair by pair in every block.
 
-    Each gradient is reduced and freed as soon as it exists, so the pass never holds more than one
-    of them: at reference size all of them together would be 8.6 GB. The model's own `.grad` fields
-    are cleared.
+    Each gradient is reduced and freed as soon as it exists, and those of the two stacks of a layer's experts, which
+    come together, are computed in a pass each: so no more than one of them is ever there. At reference size all of them
+    together would be 8.6 GB. The model's own `.grad` fields are cleared.
     """
-    comparisons: list[CloneComparison] = []
-    watched: dict[Tensor, tuple[int, str, AxisMap]] = {}
+    inner: dict[Tensor, tuple[int, str, AxisMap]] = {}
+    writers: dict[Tensor, tuple[int, str, AxisMap]] = {}
     for index, block in enumerate(model.blocks):
         if maps.block_origins[index] is not None:
-            watched[block.attention.qkv.weight] = index, "heads", maps.qkv_rows
-            watched[block.mlp.up.weight] = index, "hidden units", maps.hidden
-        watched[block.attention.out.weight] = index, "residual features", maps.residual
-        watched[block.mlp.down.weight] = index, "residual features", maps.residual
+            inner[block.attention.qkv.weight] = index, "heads", maps.qkv_rows
+            inner[block.mlp.up.weight] = index, "hidden units", maps.hidden
+        writers[block.attention.out.weight] = index, "residual features", maps.residual
+        writers[block.mlp.down.weight] = index, "residual features", maps.residual
+    return sorted(c for watched in (inner, writers) for c in compared(model, watched, tokens_BT, locked_below))
+
+
+def compared(
+    model: Transformer, watched: dict[Tensor, tuple[int, str, AxisMap]], tokens_BT: Tensor, locked_below: float
+) -> list[CloneComparison]:
+    """The comparisons of the watched parameters, each of a block, a kind and its axis of clones."""
+    comparisons: list[CloneComparison] = []
 
     def reduce(parameter: Tensor) -> None:
         index, kind, axis = watched[parameter]
@@ -67,7 +75,7 @@ def compare_clone_gradients(
             handle.remove()
         for parameter, before in required.items():
             parameter.requires_grad_(before)
-    return sorted(comparisons)
+    return comparisons
 
 
 def relative_differences(gradient: Tensor, axis: AxisMap) -> Tensor:
@@ -76,9 +84,11 @@ def relative_differences(gradient: Tensor, axis: AxisMap) -> Tensor:
     Pairs without any gradient (an expert that no token chose) are left out.
     """
     first, second = (index.to(gradient.device) for index in axis.clone_pairs())
-    g1, g2 = gradient.index_select(-2, first), gradient.index_select(-2, second)
-    size = torch.maximum(*(torch.linalg.vector_norm(g, dim=-1) for g in (g1, g2))).flatten()
-    distance = torch.linalg.vector_norm(g1.sub_(g2), dim=-1).flatten()
-    size, distance = torch.stack((size, distance)).cpu()  # once: what is left to do would wait for the device each time
+    by_matrix = []
+    for matrix in gradient.view(-1, *gradient.shape[-2:]):
+        g1, g2 = matrix.index_select(0, first), matrix.index_select(0, second)
+        size = torch.maximum(*(torch.linalg.vector_norm(g, dim=-1) for g in (g1, g2)))
+        by_matrix.append(torch.stack((size, torch.linalg.vector_norm(g1.sub_(g2), dim=-1))))
+    size, distance = torch.cat(by_matrix, 1).cpu()  # once: what is left to do would wait for the device each time
     learning = size != 0
     return distance[learning] / size[learning]

@@ -72,9 +72,10 @@ class AxisMap:
         counts = torch.bincount(self.source[~self.is_filling], minlength=self.n_old)
         return torch.where(self.is_filling, 1, counts[self.source.clamp(min=0)])
 
-    def written(self, x: Tensor, dim: int = -1) -> Tensor:
-        """What is written to the old axis, written to the new one: copied, or filled."""
-        y = self._gathered(x, dim)
+    def written(self, x: Tensor, dim: int = -1, into: Tensor | None = None) -> Tensor:
+        """What is written to the old axis, written to the new one: copied, or filled; in a tensor that is there, or a new
+        one."""
+        y = self._gathered(x, dim, into)
         fill = self.is_filling.nonzero().flatten().to(x.device)
         if len(fill):
             filling = x.mean(dim, keepdim=True) * float(self.source[-1] == MEAN)
@@ -126,8 +127,8 @@ class AxisMap:
         same = self.source[order][1:] == self.source[order][:-1]
         return order[:-1][same], order[1:][same]
 
-    def _gathered(self, x: Tensor, dim: int) -> Tensor:
-        return x.index_select(dim, self.source.clamp(min=0).to(x.device))
+    def _gathered(self, x: Tensor, dim: int, into: Tensor | None = None) -> Tensor:
+        return torch.index_select(x, dim, self.source.clamp(min=0).to(x.device), out=into)
 
 
 @dataclass(frozen=True)

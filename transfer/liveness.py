@@ -26,7 +26,7 @@ from torch import Tensor
 from config import ModelConfig
 from models import Routing, Transformer
 from models.products import long_product
-from models.shards import whole
+from models.shards import whole_weight
 from transfer.gradient_coverage import GradientCoverage, maps_between
 from transfer.growth_maps import AxisMap, GrowthMaps
 
@@ -157,10 +157,10 @@ def width_cosines(model: Transformer, maps: GrowthMaps) -> list[CloneCosine]:
     for index, block in enumerate(model.blocks):
         if maps.block_origins[index] is None:
             continue
-        cosines["heads"][index] = row_cosines(whole(block.attention.qkv.weight), maps.qkv_rows)
-        cosines["hidden units"][index] = row_cosines(whole(block.mlp.up.weight), maps.hidden)
-        writers = (block.attention.out.weight, block.mlp.down.weight)
-        cosines["residual features"][index] = torch.cat([row_cosines(whole(w), maps.residual) for w in writers])
+        cosines["heads"][index] = row_cosines(whole_weight(block.attention.qkv), maps.qkv_rows)
+        cosines["hidden units"][index] = row_cosines(whole_weight(block.mlp.up), maps.hidden)
+        writers = (block.attention.out, block.mlp.down)
+        cosines["residual features"][index] = torch.cat([row_cosines(whole_weight(w), maps.residual) for w in writers])
     return summarised(cosines, torch.median)
 
 
@@ -182,7 +182,7 @@ def expert_cosines(model: Transformer) -> list[CloneCosine]:
     cosines: dict[str, dict[int, Tensor]] = {"experts' up": {}, "experts' down": {}}
     for index, block in enumerate(model.blocks):
         for kind, stack in zip(cosines, (block.mlp.up, block.mlp.down)):
-            weight_EX = whole(stack.weight).flatten(1)
+            weight_EX = whole_weight(stack).flatten(1)
             weight_EX = weight_EX.to(torch.promote_types(weight_EX.dtype, torch.float32))
             gram_EE = long_product(weight_EX, weight_EX.T)
             length_E = gram_EE.diagonal().sqrt()
@@ -211,7 +211,7 @@ def block_effective_ranks(model: Transformer, index: int) -> dict[str, float]:
     layers = {"qkv": block.attention.qkv, "out": block.attention.out, "up": block.mlp.up, "down": block.mlp.down}
     ranks = {}
     for kind, layer in layers.items():
-        weight = whole(layer.weight)
+        weight = whole_weight(layer)
         ranks[kind] = effective_rank_share(weight.view(-1, *weight.shape[-2:])[0])
     return ranks
 

@@ -11,7 +11,7 @@ state yet. The derivations, and where they stop being exact (mean-filled feature
 docs/PHASE3_BILATERAL_GROWTH.md, section 6.
 
 A state is a dict by parameter name of dicts by moment: exp_avg, exp_avg_sq, momentum_buffer (shaped
-like the parameter) and step (a scalar).
+like the parameter; with a momentum_scale where lean memory keeps it in one byte) and step (a scalar).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from config import ModelConfig
 from models import Transformer
+from models.lean import compressed, expanded
 from models.shards import shared_as, whole
 from transfer.growth_maps import GrowthMaps
 
@@ -69,9 +70,26 @@ def grow_optimizer_state(state: Moments, old: ModelConfig, new: ModelConfig, way
 
 
 def over_ranks(moments: dict[str, Tensor], grow: Callable[..., dict[str, Tensor]], name: str, **how):
-    """One parameter's moments, grown whole; where ranks share them, each keeps its part of what they become."""
-    grown = grow(name, {key: whole(value) for key, value in moments.items()}, **how)
+    """One parameter's moments, grown whole and in fp32; where ranks share them, each keeps its part of what they become."""
+    grown = grow(name, widened({key: whole(value) for key, value in moments.items()}), **how)
+    grown = narrowed(grown) if "momentum_scale" in moments else grown
     return {key: shared_as(value, moments[key]) for key, value in grown.items()}
+
+
+def narrowed(moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Muon's moments of one parameter with the momentum in one byte, as lean memory keeps it (models/lean.py)."""
+    if "momentum_scale" in moments:
+        return dict(moments)
+    codes, scale = compressed(moments["momentum_buffer"])
+    return moments | {"momentum_buffer": codes, "momentum_scale": scale}
+
+
+def widened(moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with the momentum in fp32; other moments as they are."""
+    if "momentum_scale" not in moments:
+        return dict(moments)
+    rest = {key: value for key, value in moments.items() if key != "momentum_scale"}
+    return rest | {"momentum_buffer": expanded(moments["momentum_buffer"], moments["momentum_scale"])}
 
 
 def grown_moments(

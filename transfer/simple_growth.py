@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from models import Transformer
-from models.shards import empty_like, filling, whole
+from models.shards import empty_like, filling, whole_parameter
 from models.transformer import RESIDUAL_WRITERS, initialise_parameter
 from transfer.growth_maps import AxisMap, GrowthMaps
 from transfer.new_routers import turn_from_mean
@@ -35,6 +35,7 @@ def hyperclone_weight(
     columns: AxisMap | None = None,
     noise_std: float = 0.0,
     generator: torch.Generator | None = None,
+    into: Tensor | None = None,
 ) -> Tensor:
     """A matrix (…, out, in) grown along the axis that it writes and the axis that it reads.
 
@@ -45,11 +46,12 @@ def hyperclone_weight(
         noise_std: cancelling noise along the columns, relative to the root mean square of the
             grown weights (their standard deviation, as their mean is about zero).
         generator: on the weight's device; needed where `noise_std` is not zero.
+        into: where the result may be made, if the rows grow: a copy of a stack of experts takes as much as a layer.
     """
     if columns is not None:
         weight = columns.read(weight)
     if rows is not None:
-        weight = rows.written(weight, dim=-2)
+        weight = rows.written(weight, -2, into)
     if columns is not None and noise_std:
         # Root mean square over the copies; columns of fillings are zero and do not count.
         std = noise_std * torch.linalg.vector_norm(weight).item() / math.sqrt(weight.numel() * columns.tiled_share)
@@ -83,7 +85,6 @@ def scale_bilaterally(
     maps = GrowthMaps.between(old_model.config, config)
     new_model = empty_like(old_model, config)
     new_model.compute_dtype = old_model.compute_dtype
-    old_parameters = dict(old_model.named_parameters())
     drawn_for = f"grown to {config.d_model} × {config.n_layers}"
 
     for name, parameter in new_model.named_parameters():
@@ -93,8 +94,10 @@ def scale_bilaterally(
             if old_name is None:
                 identity_parameter(name, value, config.n_layers, generator)
             else:
-                old = whole(old_parameters[old_name])
-                value.copy_(grown_parameter(name, old, maps, noise_std, generator))
+                old = whole_parameter(old_model, old_name)
+                grown = grown_parameter(name, old, maps, noise_std, generator, into=value)
+                if grown is not value:
+                    value.copy_(grown)
     if tokens_BT is not None and config.is_moe:
         turn_from_mean(new_model, maps.new_blocks, tokens_BT)
     return new_model
@@ -108,14 +111,21 @@ def identity_parameter(name: str, parameter: Tensor, n_layers: int, generator: t
         initialise_parameter(name, parameter, n_layers, generator)
 
 
-def grown_parameter(name: str, old: Tensor, maps: GrowthMaps, noise_std: float, generator: torch.Generator) -> Tensor:
-    """One old parameter, grown along every axis that it has."""
+def grown_parameter(
+    name: str,
+    old: Tensor,
+    maps: GrowthMaps,
+    noise_std: float,
+    generator: torch.Generator,
+    into: Tensor | None = None,
+) -> Tensor:
+    """One old parameter, grown along every axis that it has; `into` as in `hyperclone_weight`."""
     if "norm" in name:
         return grown_norm(name, old, maps, noise_std, generator)
     rows, columns = maps.axes(name)
     if columns is None:
-        return rows.written(old)
-    return hyperclone_weight(old, rows, columns, noise_std, generator)
+        return rows.written(old, into=into)
+    return hyperclone_weight(old, rows, columns, noise_std, generator, into)
 
 
 def grown_norm(name: str, old: Tensor, maps: GrowthMaps, noise_std: float, generator: torch.Generator) -> Tensor:

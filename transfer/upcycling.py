@@ -11,7 +11,7 @@ from torch import Tensor
 
 from config import UserError
 from models import Transformer
-from models.shards import empty_like, filling, whole
+from models.shards import empty_like, filling, whole_parameter
 from transfer.new_routers import turn_from_mean
 from transfer.random_streams import parameter_generator
 
@@ -38,7 +38,6 @@ def upcycle_to_moe(
     if dense_model.config.is_moe:
         raise UserError(f"upcycling starts from a dense model, but this one has {dense_model.config.n_experts} experts")
     moe = empty_like(dense_model, dense_model.config.upcycled(n_experts, top_k))
-    dense_parameters = dict(dense_model.named_parameters())
     for name, parameter in moe.named_parameters():
         with filling(parameter) as value:
             if name.endswith("router.weight"):
@@ -47,7 +46,7 @@ def upcycle_to_moe(
                 )
             else:
                 # A dense weight (out, in) fills a stack (n_experts, out, in) by broadcasting.
-                value.copy_(whole(dense_parameters[name]))
+                value.copy_(whole_parameter(dense_model, name))
     moe.compute_dtype = dense_model.compute_dtype
     if tokens_BT is not None:
         turn_from_mean(moe, list(range(len(moe.blocks))), tokens_BT)

@@ -84,7 +84,7 @@ def check_rope_integrity(
         return _verdict("rope", False, figures, reason, ROPE_HINT)
     maps, tokens = GrowthMaps.between(old, new), _tokens(old_model, tokens)
     score_drift = 0.0
-    with torch.no_grad(), exact_arithmetic(new_model):
+    with torch.no_grad(), exact_arithmetic(old_model, new_model):
         for index, x_BTD in _old_inputs(maps, trace(old_model, tokens).attention_inputs):
             # In bf16 the scores' own rounding would hide that of the weights.
             x_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))

@@ -47,6 +47,16 @@ class PretendTensor(torch.Tensor):
     is_mps = property(lambda self: self.owner.kind == "mps")
     is_cpu = is_meta = property(lambda self: False)
 
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, other: Tensor) -> None:
+        """As torch has it: the same tensor, with other numbers, and of their dtype."""
+        torch._C.TensorBase.data.__set__(self, other)
+        self.value = other.value
+
     def get_device(self) -> int:
         return 0
 

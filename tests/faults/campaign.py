@@ -2,7 +2,7 @@
 
 Kills at every named point and at random moments, truncations and flipped bits, mistakes, decorations that break. Prints what was done
 and what went wrong; exit code 0 if nothing did. Runs on one thread; how long it takes stands in
-docs/RELIABILITY.md.
+docs/RELIABILITY.md. `--memory lean --only kills` does the kills alone, in runs that keep their weights in three bytes.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ def main() -> int:
     parser.add_argument("--moments", type=int, default=140, help="random kills, beside the named points")
     parser.add_argument("--flips", type=int, default=400, help="flipped bits in each file")
     parser.add_argument("--draws", type=int, default=1100, help="configurations drawn by hypothesis")
+    parser.add_argument("--memory", choices=("full", "lean"), default="full", help="of the runs (default: full)")
+    parser.add_argument("--only", choices=("kills",), help="this part alone")
     given_ = parser.parse_args()
     failures: list[str] = []
 
@@ -98,9 +100,11 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(prefix="campaign-") as name:
         folder = Path(name)
-        shop = Workshop.at(folder)
+        shop = Workshop.at(folder, "--memory", given_.memory)
         print(f"An undisturbed run takes {shop.seconds:.1f} s", flush=True)
         part("kills", lambda: kills(shop, given_.moments, say))
+        if given_.only:
+            return 1 if failures else 0
         part("truncations and flips", lambda: damaged_files(shop, given_.flips))
         part("decorations that break", lambda: decorations.campaign(shop))
         (folder / "mistakes").mkdir()

@@ -108,15 +108,16 @@ def start(arguments: list, prepare: Callable[[], None] = lambda: None) -> Child:
 
 @dataclass
 class Workshop:
-    """A folder with stories, their token cache, and `expected`: a run that nothing disturbed."""
+    """A folder with stories, their token cache, and `expected`: a run that nothing disturbed. `flags` are of all runs."""
 
     folder: Path
     expected: Path
     seconds: float  # that it took
+    flags: tuple[str, ...] = ()
 
     @classmethod
-    def at(cls, folder: Path) -> Workshop:
-        shop = cls(folder, folder / "undisturbed", 0.0)
+    def at(cls, folder: Path, *flags: str) -> Workshop:
+        shop = cls(folder, folder / "undisturbed", 0.0, flags)
         (folder / "stories.txt").write_text(END_OF_TEXT.join(builtin_split()[0][:600]), encoding="utf-8")
         shop.run(folder / "first")  # tokenises
         began = time.perf_counter()
@@ -128,7 +129,7 @@ class Workshop:
     def arguments(self, folder: Path, *more) -> list:
         """Of a new run; what is in `more` comes last and wins."""
         data = ("--data", self.folder / "stories.txt", "--cache-dir", self.folder / "cache")
-        return [*SMALL, *data, "--checkpoint-dir", folder, *more]
+        return [*SMALL, *self.flags, *data, "--checkpoint-dir", folder, *more]
 
     def run(self, folder: Path, *more, prepare: Callable[[], None] = lambda: None) -> Outcome:
         return start(self.arguments(folder, *more), prepare).finish()
