@@ -13,7 +13,7 @@ import pytest
 
 import evaluate
 import generate
-from command_line import as_it_came, run_command
+from command_line import as_it_came
 from data.builtin_stories import builtin_split
 from data.tokenizer import END_OF_TEXT
 from hugging_face import export
@@ -123,10 +123,3 @@ def test_a_notebooks_streams_which_cannot_be_set_will_do():
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         assert generate.main(["--temperature", "-1"]) == 2
     assert err.getvalue().startswith("error: temperature is -1")
-
-
-def test_a_command_whose_output_is_closed_ends_as_ever(monkeypatch):
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, None)  # so Python has it then
-    assert run_command(lambda: print("done"), "") == 0
-    assert generate.main(["--temperature", "-1"]) == 2
