@@ -28,6 +28,8 @@ from training.plan import Plan, make_plan
 VOCABULARY = 50_257
 # Read and written a step for each parameter, by the passes and by the optimizer; assumed.
 TRAFFIC_BYTES = 124
+# What training reaches of the peak that a card's maker names; assumed. A Mac's rates are measured ones.
+PEAK_SHARE = 0.4
 # Of a card's memory, in GB; assumed.
 DISPLAY_AND_CUDA = 1.0
 
@@ -70,9 +72,9 @@ PROCESSORS = (
     Processor("M1", 1.4, torch.float32, 68),
     Processor("M2", 2.2, torch.float32, 100),
     Processor("M4", 2.9, torch.float32, 120),
-    Processor("RTX 3090", 71, torch.bfloat16, 936),
-    Processor("RTX 4090", 165, torch.bfloat16, 1008),
-    Processor("H200", 989, torch.bfloat16, 4800),
+    Processor("RTX 3090", PEAK_SHARE * 71, torch.bfloat16, 936),
+    Processor("RTX 4090", PEAK_SHARE * 165, torch.bfloat16, 1008),
+    Processor("H200", PEAK_SHARE * 989, torch.bfloat16, 4800),
 )
 
 
@@ -122,7 +124,7 @@ def seconds_of_phases(processor: Processor) -> list[float]:
 def time_row(processor: Processor) -> list[str]:
     seconds = seconds_of_phases(processor)
     precision = "bf16" if processor.dtype is torch.bfloat16 else "fp32"
-    rates = [f"{processor.rate:g} TFLOP/s, {precision}", f"{processor.bandwidth:,} GB/s"]
+    rates = [f"{processor.rate:.3g} TFLOP/s, {precision}", f"{processor.bandwidth:,} GB/s"]
     return [processor.name, *rates, *(f"{in_words(s)}" for s in (*seconds, sum(seconds)))]
 
 

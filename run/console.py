@@ -49,6 +49,8 @@ def duration_line(plan: Plan, config: TrainingConfig, begins_with: int, step: in
     n_steps = [0 if phase.number < begins_with else config.steps(phase.number) for phase in PHASES]
     # A phase that trials of growth end may have outlasted its steps.
     n_steps = [max(0, n - step * (phase.number == begins_with)) for n, phase in zip(n_steps, PHASES)]
+    if not any(n_steps):
+        return "All of its steps are trained"
     seconds = seconds_of_phases(plan, config, n_steps)
     parts = ", ".join(f"phase {phase.number} {in_words(s)}" for phase, s in zip(PHASES, seconds) if s)
     precision = "bf16" if plan.machine.compute_dtype else "fp32"
@@ -58,7 +60,7 @@ def duration_line(plan: Plan, config: TrainingConfig, begins_with: int, step: in
 def in_words(seconds: float) -> str:
     """A time to plan by: 40 s, 12 min, 3.5 h."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
