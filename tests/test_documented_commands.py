@@ -46,6 +46,7 @@ PLACEHOLDERS = {
         "FOLDER": "neox",
         "HuggingFaceTB/SmolLM2-135M": "neox",
         **dict.fromkeys(("256", "512"), str(MODEL["context-length"])),
+        "1.33333": "2",
     },
 }
 # Too long to run, even made small, and where they are run; `python -m pytest` is running this.
