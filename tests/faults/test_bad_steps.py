@@ -5,6 +5,7 @@ import torch
 
 from models import load_model
 from report.history import read_history
+from run import start
 from tests.faults.runs import resume
 from training import bad_steps, step
 from training.bad_steps import EXPLODED, MOST_IN_A_ROW, is_sound
@@ -25,6 +26,7 @@ def inject(harm, phase_steps):
             return (harm(loss) if calls - 1 in phase_steps else loss), routing
 
         step.next_token_loss = harmed
+        start.duration_line = lambda *_: ""  # which takes steps of its own, to time them
 
     return prepare
 
@@ -81,6 +83,7 @@ def small_training(monkeypatch):
     from test_growth_checks import lively_moe_model
 
     monkeypatch.setattr(step, "next_token_loss", step.next_token_loss)  # put back what a test injects
+    monkeypatch.setattr(start, "duration_line", start.duration_line)
     model = lively_moe_model(ModelConfig(vocab_size=101, d_model=16, n_layers=2, n_heads=2, context_length=16))
     batches = [torch.randint(101, (4, 17), generator=torch.Generator().manual_seed(i)) for i in range(3)]
     return model, PRESETS["tiny"], batches
