@@ -11,6 +11,7 @@ from phases import HISTORY_NAME, PHASES, STATE_NAME
 from report.history import read_history
 from run import boundary, liveness_watch, loop, records
 from run.compare import same_model
+from run.saver import Saver
 from tests.faults.runs import Workshop
 
 WARNING = "the run goes on without it"
@@ -46,6 +47,8 @@ def broken(name: str, error: str):
             raise ERRORS[error]()
 
         setattr(*DECORATIONS[name], fails)
+        if name == "what they have had":  # asked for where a state is saved, for which a short run may have no time
+            Saver.is_due = lambda *_: True
 
     return breaks
 
