@@ -48,12 +48,10 @@ class Plan:
         lines = [f"{'Phase':<13}{'width × layers × heads':<23}" + "".join(f"{head:>12}" for head in heads)]
         for phase, model, count, memory in zip(PHASES, self.models, self.counts, self.memory):
             shape = f"{model.d_model} × {model.n_layers} × {model.n_heads}"
-            sizes = (memory.weights, memory.optimizer, memory.gradients, memory.activations, memory.peak)
-            cells = [f"{n / 1e6:.2f} M" for n in (count.total, count.active)] + [f"{n / GB:.2f} GB" for n in sizes]
+            cells = [f"{n / 1e6:.2f} M" for n in (count.total, count.active)] + in_gb(memory)
             lines.append(f"{f'{phase.number} {phase.short}':<13}{shape:<23}" + "".join(f"{cell:>12}" for cell in cells))
         for memory in self.memory[len(self.models) :]:
-            sizes = (memory.weights, memory.optimizer, memory.gradients, memory.activations, memory.peak)
-            cells = ["", "", *(f"{n / GB:.2f} GB" for n in sizes)]
+            cells = ["", "", *in_gb(memory)]
             lines.append(f"{memory.name:<13}{'both models':<23}" + "".join(f"{cell:>12}" for cell in cells))
         lines.append(
             f"Vocabulary {self.models[0].vocab_size:,}, precision {'bf16' if machine.compute_dtype else 'fp32'}, "
@@ -62,6 +60,12 @@ class Plan:
             + f"Needed at the peak: {self.peak / GB:.1f} GB; {machine.in_words}"
         )
         return "\n".join(lines + textwrap.wrap(self.advice, 120, break_on_hyphens=False))
+
+
+def in_gb(memory: PhaseMemory) -> list[str]:
+    """The cells of a phase or a boundary in the plan's table."""
+    sizes = (memory.weights, memory.optimizer, memory.gradients, memory.activations, memory.peak)
+    return [f"{n / GB:.2f} GB" for n in sizes]
 
 
 def memory_of_phases(
