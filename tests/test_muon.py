@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from models.lean import split
 from training.muon import Muon, join_fused, split_fused
 from transfer.optimizer_growth import widened
 
@@ -216,3 +217,29 @@ def test_a_batch_of_matrices_moves_as_each_alone():
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
         assert not torch.equal(a, start)
     assert not torch.allclose(alone[1] - starts[1], alone[5] - starts[5], atol=1e-3), "matrices must be told apart"
+
+
+@pytest.mark.parametrize("in_three_bytes", [False, True])
+def test_in_blocks_of_rows_a_matrix_moves_as_whole(monkeypatch, in_three_bytes):
+    """Bit for bit; 7 rows and stacks of two, in blocks of 2 rows, of a row, and of all of them."""
+    moved = []
+    for block in (2**19, 20, 1):
+        monkeypatch.setattr("training.muon.BLOCK", block)
+        generator = torch.Generator().manual_seed(0)
+        weights = [torch.randn(shape, generator=generator) for shape in ((7, 10), (4, 7, 5), (3, 2, 7, 5))]
+        lows = {}
+        if in_three_bytes:
+            parts = [split(weight) for weight in weights]
+            weights, lows = [high for high, _ in parts], dict(parts)
+        for weight in weights:
+            weight.requires_grad_()
+        muon = Muon([{"params": weights, "period": 2}], 0.1, lows=lows, is_narrow=in_three_bytes)
+        muon.param_groups[0]["lr"] = 0.1
+        muon.move_in_backward(1.0)
+        for _ in range(3):
+            for weight in weights:
+                (weight * torch.randn(weight.shape, generator=generator).to(weight.dtype)).sum().backward()
+        momenta = [value for weight in weights for value in muon.state[weight].values()]
+        moved.append([*weights, *lows.values(), *momenta])
+    for blocks in moved[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(moved[0], blocks, strict=True))

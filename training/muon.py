@@ -29,6 +29,8 @@ from training.orthogonalise import is_wide, orthogonalise
 MOMENTUM = 0.95
 # Matrices orthogonalised together: measured a third faster than one by one; more gain little and take memory.
 BATCH = 4
+# On a CPU, what is done to each number of a matrix is done to so many at once, which its cache holds.
+BLOCK = 2**19
 
 
 class Muon(torch.optim.Optimizer):
@@ -141,20 +143,13 @@ class Muon(torch.optim.Optimizer):
         in_turn = self._in_turn(parameter, group)
         state["step"] += 1
         stacks = [parameter.grad, state["momentum_buffer"]] + ([state["momentum_scale"]] if self.is_narrow else [])
-        # Matrix by matrix, because the difference takes as much memory as the gradient.
         directions = []
-        matrices = zip(*(as_stack(own(stack)) for stack in stacks))
-        for place, (gradient, *momentum) in enumerate(matrices):
-            if clipping is not None:
-                gradient = gradient.to(clipping.dtype) * clipping
-            # A momentum in one byte is rounded once, when all of the step is in it.
-            exact = expanded(*momentum) if self.is_narrow else momentum[0]
-            exact.add_(torch.where(is_sound, gradient - exact, 0), alpha=1 - MOMENTUM)
-            if self.is_narrow:
-                for part, value in zip(momentum, compressed(exact)):
-                    part.copy_(value)
-            if place in in_turn:
-                directions.append(gradient.lerp(exact, MOMENTUM).to(self.dtype))
+        for place, matrices in enumerate(zip(*(as_stack(own(stack)) for stack in stacks))):
+            is_moving = place in in_turn
+            take_in = partial(self._take_in, is_sound=is_sound, clipping=clipping, is_moving=is_moving)
+            blocks = [take_in(*block) for block in blocks_of_rows(*matrices)]
+            if is_moving:
+                directions.append(torch.cat(blocks, dim=-2))
         if not directions:
             nothing = own(parameter).new_empty(0, *own(parameter).shape[-2:], dtype=self.dtype)
             return Turn(parameter, group, in_turn, nothing)
@@ -163,6 +158,20 @@ class Muon(torch.optim.Optimizer):
         else:
             directions = torch.stack(directions).flatten(0, -3)
         return Turn(parameter, group, in_turn, directions)
+
+    def _take_in(
+        self, gradient: Tensor, *momentum: Tensor, is_sound: Tensor, clipping: Tensor | None, is_moving: bool
+    ) -> Tensor | None:
+        """Takes rows of a gradient into their momentum; along what they move, if they do now."""
+        if clipping is not None:
+            gradient = gradient.to(clipping.dtype) * clipping
+        # A momentum in one byte is rounded once, when all of the step is in it.
+        exact = expanded(*momentum) if self.is_narrow else momentum[0]
+        exact.add_(torch.where(is_sound, gradient - exact, 0), alpha=1 - MOMENTUM)
+        if self.is_narrow:
+            for part, value in zip(momentum, compressed(exact)):
+                part.copy_(value)
+        return gradient.lerp(exact, MOMENTUM).to(self.dtype) if is_moving else None
 
     def empty_momentum(self, parameter: Tensor) -> dict[str, Tensor]:
         """Zeros, as the state of a parameter holds them."""
@@ -193,21 +202,16 @@ class Muon(torch.optim.Optimizer):
             lr = group["lr"] * group["period"]
             decay = torch.where(is_sound, 1 - lr * group["weight_decay"], 1.0)
             for place, update in zip(in_turn, update.unflatten(0, (len(in_turn), -1))):
-                with self._as_numbers(parameter, place) as moving:
-                    update = torch.where(is_sound, update, 0).view_as(moving)
-                    moving.mul_(decay).add_(update, alpha=-lr * math.sqrt(max(1, O / I)))
+                whole = self._parts(parameter, place)
+                for *parts, update in blocks_of_rows(*whole, update.view_as(whole[0])):
+                    with as_numbers(parts) as moving:
+                        update = torch.where(is_sound, update, 0)
+                        moving.mul_(decay).add_(update, alpha=-lr * math.sqrt(max(1, O / I)))
 
-    @contextmanager
-    def _as_numbers(self, parameter: Tensor, place: int) -> Iterator[Tensor]:
-        """What is at a place of this rank's part of the parameter, `as_stack`, to be changed in place; one matrix at a
-        time, because two parts take twice as much memory when they are joined."""
+    def _parts(self, parameter: Tensor, place: int) -> list[Tensor]:
+        """What is at a place of this rank's part of the parameter, `as_stack`: a matrix, or the two parts of one."""
         parts = [parameter.detach()] + ([self.lows[parameter]] if parameter in self.lows else [])
-        parts = [as_stack(own(part))[place] for part in parts]
-        if len(parts) == 1:
-            yield parts[0]
-        else:
-            yield (exact := joined(*parts))
-            store(exact, *parts)
+        return [as_stack(own(part))[place] for part in parts]
 
 
 class Turn(NamedTuple):
@@ -224,10 +228,29 @@ def as_stack(tensor: Tensor) -> Tensor:
     return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor
 
 
+def blocks_of_rows(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views (…, rows, in) of the same rows of several matrices (…, out, in), as many as are worked on at once."""
+    rows, numbers = matrices[0].shape[-2], matrices[0].numel()
+    if matrices[0].device.type == "cpu" and numbers > BLOCK:
+        rows = max(1, rows * BLOCK // numbers)
+    return zip(*(matrix.split(max(1, rows), dim=-2) for matrix in matrices))
+
+
+@contextmanager
+def as_numbers(parts: list[Tensor]) -> Iterator[Tensor]:
+    """A tensor, or what two parts of one are together, to be changed in place."""
+    if len(parts) == 1:
+        yield parts[0]
+    else:
+        yield (exact := joined(*parts))
+        store(exact, *parts)
+
+
 def norm_of(gradient: Tensor) -> Tensor:
     """Its Euclidean norm in fp32 or better, (), without a copy of all of it."""
     exact = torch.promote_types(gradient.dtype, torch.float32)
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.to(exact)) for g in as_stack(gradient)]))
+    blocks = (block for matrix in as_stack(gradient) for (block,) in blocks_of_rows(matrix))
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(block.to(exact)) for block in blocks]))
 
 
 def is_split_inside(parameter: Tensor) -> bool:
