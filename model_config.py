@@ -139,9 +139,12 @@ class ModelConfig:
         """The geometry after dense→MoE: every MLP becomes `n_experts` experts of its size."""
         return dataclasses.replace(self, n_experts=n_experts, top_k=top_k)
 
-    def grown(self, scale_factor: float, extra_layers: int) -> ModelConfig:
+    def grown(self, scale_factor: float, extra_layers: int, is_cloned: bool = True) -> ModelConfig:
         """The geometry after bilateral growth: head_dim and queries_per_kv stay, so key-value heads, and with them
         heads, scale with the width.
+
+        Args:
+            is_cloned: see `GrowthMaps.between`.
 
         Raises:
             UserError: `scale_factor` gives no whole number of (key-value) heads, or something shrinks.
@@ -163,7 +166,8 @@ class ModelConfig:
         width = n_heads * self.head_dim
         # The tiles of a residual stream whose width is no multiple of the old one hold only part of the
         # variance, or mean of squares (see transfer/growth_maps.py); the norms' epsilon follows it.
-        tiled_share = (width // old_width) * old_width / width
+        tiles = width // old_width if is_cloned else 1
+        tiled_share = tiles * old_width / width
         return dataclasses.replace(
             self,
             d_model=width,

@@ -131,6 +131,27 @@ def test_growth_keeps_the_function_twice_in_a_row(architecture, kind, dtype):
         assert holds(found, dtype), (first, second, found)
 
 
+@pytest.mark.parametrize("dtype", PROMISED, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", GEOMETRIES)
+def test_growth_without_clones_keeps_the_function(architecture, kind, dtype):
+    """Once and twice, and no two of the new features and hidden units are read alike."""
+    old = KINDS[kind](GEOMETRIES[architecture]).to(dtype)
+    before, origins = measured(old), block_origins(3, 1)
+    for factor in (1.5, 2, 3):
+        new = scale_bilaterally(old, factor, 1, is_cloned=False)
+        again = scale_bilaterally(new, 2, 0, is_cloned=False)
+        for model in (new, again):
+            found = differences(before, model, origins)
+            assert holds(found, dtype), (factor, found)
+        maps = GrowthMaps.between(old.config, new.config, is_cloned=False)
+        for name, weight in new.blocks[0].named_parameters():
+            columns = maps.axes(f"blocks.0.{name}")[1]
+            if columns is not None and columns is not maps.head_features and "router" not in name:
+                read_OI = weight.double().flatten(0, -2)[:, -columns.n_old // 2 :]
+                assert torch.linalg.matrix_rank(read_OI) == min(read_OI.shape), (factor, name)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_what_is_promised_leaves_room_for_rounding_on_any_machine(dtype):
     before = measured(small_model("moe", dtype))
@@ -253,7 +274,7 @@ def test_uneven_maps():
     heads = AxisMap.tiled(4, 6)
     assert heads.source.tolist() == [0, 1, 2, 3, 0, 1] and heads.copies.tolist() == [2, 2, 1, 1, 2, 2]
     assert [pair.tolist() for pair in heads.clone_pairs()] == [[0, 1], [4, 5]]
-    residual = AxisMap.tiled_with_mean(4, 6)
+    residual = AxisMap.tiled_with_filling(4, 6, MEAN)
     assert residual.source.tolist() == [0, 1, 2, 3, MEAN, MEAN]
     x = torch.tensor([1.0, 2, 3, 6])
     assert residual.written(x).tolist() == [1, 2, 3, 6, 3, 3]

@@ -92,7 +92,7 @@ def test_a_factor_that_splits_a_key_value_group_is_refused_with_those_that_work(
 def test_features_left_over_hold_zero_and_their_gains_do_not():
     old = lively_dense_model(LLAMA)
     new, silent = (scale_bilaterally(old, 1.5, 0, noise) for noise in (1.0, 0.0))
-    assert AxisMap.tiled_with_mean(4, 6, ZERO).written(torch.tensor([1.0, 2, 3, 6])).tolist() == [1, 2, 3, 6, 0, 0]
+    assert AxisMap.tiled_with_filling(4, 6, ZERO).written(torch.tensor([1.0, 2, 3, 6])).tolist() == [1, 2, 3, 6, 0, 0]
     assert not new.embedding.weight[:, 32:].any()
     assert not any(block.attention.out.weight[32:].any() for block in silent.blocks)
     assert not trace(new, TOKENS).residuals[-1][..., 32:].abs().gt(1e-5).any()

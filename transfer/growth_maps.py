@@ -45,10 +45,10 @@ class AxisMap:
         return cls(torch.arange(n_new) % n_old, n_old)
 
     @classmethod
-    def tiled_with_mean(cls, n_old: int, n_new: int, filling: int = MEAN) -> AxisMap:
-        """Whole tiles, then `MEAN`, or `ZERO`, for the units left over."""
+    def tiled_with_filling(cls, n_old: int, n_new: int, filling: int, tiles: int | None = None) -> AxisMap:
+        """Whole tiles, as many as there is room for if not given; then `MEAN` or `ZERO`, for the units left over."""
         source = torch.arange(n_new) % n_old
-        source[n_new // n_old * n_old :] = filling
+        source[(tiles or n_new // n_old) * n_old :] = filling
         return cls(source, n_old)
 
     def repeated_inside(self, size: int) -> AxisMap:
@@ -151,8 +151,15 @@ class GrowthMaps:
     tied: bool = True
 
     @classmethod
-    def between(cls, old: ModelConfig, new: ModelConfig) -> GrowthMaps:
-        """Raises UserError where `new` is no growth of `old`."""
+    def between(cls, old: ModelConfig, new: ModelConfig, is_cloned: bool = True) -> GrowthMaps:
+        """The maps of width growth by clones; or, not `is_cloned`, of "zero-copy" (SPARKLING, 2026).
+
+        There new residual features hold what a norm turns to zero, and are read at random; new hidden units compute zero,
+        and are read at random. So no two units are ever alike. Heads are clones in either.
+
+        Raises:
+            UserError: `new` is no growth of `old`.
+        """
         same = ("vocab_size", "tokenizer", "n_experts", "top_k", "tied", "architecture")
         differing = [name for name in same if getattr(old, name) != getattr(new, name)]
         if differing or new.d_model < old.d_model or new.n_layers < old.n_layers:
@@ -162,13 +169,18 @@ class GrowthMaps:
         if new.d_model % group_width:
             kind = "head_dim" if old.queries_per_kv == 1 else "key-value group of heads, of width"
             raise UserError(f"the width {new.d_model} is no multiple of the old {kind} {group_width}")
-        gains = AxisMap.tiled_with_mean(old.d_model, new.d_model)
+        tiles = None if is_cloned else 1
+        residual, gains = (
+            AxisMap.tiled_with_filling(old.d_model, new.d_model, filling, tiles)
+            for filling in (ZERO if old.is_llama else MEAN, MEAN)
+        )
+        hidden = AxisMap.tiled(old.d_hidden, new.d_hidden)
         return cls(
-            residual=AxisMap.tiled_with_mean(old.d_model, new.d_model, ZERO) if old.is_llama else gains,
+            residual=residual,
             gains=gains,
             # As many heads as the width should have: a model that has others fails the RoPE check.
             groups=AxisMap.tiled(old.n_kv_heads, new.d_model // group_width),
-            hidden=AxisMap.tiled(old.d_hidden, new.d_hidden),
+            hidden=hidden if is_cloned else AxisMap.tiled_with_filling(old.d_hidden, new.d_hidden, ZERO, tiles=1),
             queries_per_kv=old.queries_per_kv,
             head_dim=old.head_dim,
             block_origins=block_origins(old.n_layers, new.n_layers - old.n_layers),

@@ -32,7 +32,9 @@ Moments = dict[str, dict[str, Tensor]]
 POWERS = {"exp_avg": 1, "momentum_buffer": 1, "exp_avg_sq": 2}
 
 
-def grow_optimizer_state(state: Moments, old: ModelConfig, new: ModelConfig, way: str, frees: bool = False) -> Moments:
+def grow_optimizer_state(
+    state: Moments, old: ModelConfig, new: ModelConfig, way: str, frees: bool = False, is_cloned: bool = True
+) -> Moments:
     """The state with which training goes on after a boundary; the given one is untouched, unless `frees`.
 
     Args:
@@ -42,6 +44,7 @@ def grow_optimizer_state(state: Moments, old: ModelConfig, new: ModelConfig, way
             first (after SPARKLING, 2026), which parts the clones. "fresh" returns no state.
         frees: takes each parameter's moments out of `state` when they have grown, so that old and new ones are never
             all there at once.
+        is_cloned: see `GrowthMaps.between`.
     Raises:
         UserError: `new` is no growth of `old`.
         ValueError: an unknown `way`.
@@ -60,7 +63,7 @@ def grow_optimizer_state(state: Moments, old: ModelConfig, new: ModelConfig, way
             if moments := take(name):
                 grown[name] = over_ranks(moments, upcycled_moments, name, new=new, only_first_expert=only_first)
         return grown
-    maps = GrowthMaps.between(old, new)
+    maps = GrowthMaps.between(old, new, is_cloned)
     with torch.device("meta"):
         names = [name for name, _ in Transformer(new).named_parameters()]
     for name in names:

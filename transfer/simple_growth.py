@@ -67,6 +67,7 @@ def scale_bilaterally(
     noise_std: float = 1.0,
     seed: int = 0,
     tokens_BT: Tensor | None = None,
+    is_cloned: bool = True,
 ) -> Transformer:
     """A wider and deeper model that computes what `old_model` computes; the old model is untouched.
 
@@ -78,11 +79,12 @@ def scale_bilaterally(
             does not depend on the order in which parameters are grown.
         tokens_BT: with some of the training tokens, int64, one longer than the context, the routers of new blocks
             use their experts about alike from the first step on (new_routers.py).
+        is_cloned: see `GrowthMaps.between`.
     Raises:
         UserError: the factor gives no whole number of heads, or something would shrink.
     """
-    config = old_model.config.grown(scale_factor, extra_layers)
-    maps = GrowthMaps.between(old_model.config, config)
+    config = old_model.config.grown(scale_factor, extra_layers, is_cloned)
+    maps = GrowthMaps.between(old_model.config, config, is_cloned)
     new_model = empty_like(old_model, config)
     new_model.compute_dtype = old_model.compute_dtype
     drawn_for = f"grown to {config.d_model} × {config.n_layers}"

@@ -50,6 +50,11 @@ UPCYCLE_SMALL = Growth(0.013, SMALL_MOE, "upcycled")
 SMALL_TO_MIDDLE = Growth(0.027, MIDDLE, "ours")
 
 
+def early(operator: str, **how) -> Arm:
+    """A mixture of experts from the first step, grown once, early, at its peak rate: what an early growth costs."""
+    return Arm(SMALL_MOE, (Growth(0.027, MIDDLE, operator, **how),))
+
+
 def to_target(operator: str, **how) -> Growth:
     """The last growth of every arm that ends as the target."""
     return Growth(TO_TARGET_AT, TARGET, operator, falls_to=LOW, peak=LOW, **how)
@@ -85,9 +90,13 @@ ARMS = {
     "G_stack": in_depth("stacked", optimizer="fresh"),
     "HyperCloning": grown_once("ours", optimizer="fresh", noise=0.0),
     "SPARKLING-style": grown_once("ours", optimizer="asymmetric", noise=0.0),
+    "zero-copy": grown_once("zero_copy"),
     "late depth only": in_depth("ours"),
     "ablation: no noise": grown_once("ours", noise=0.0),
     "ablation: noise 0.2": grown_once("ours", noise=0.2),
     "ablation: in two steps": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE, to_target("ours"))),
     "ablation: in two steps, the last one never": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE)),
+    "early growth": early("ours"),
+    "early growth, zero-copy": early("zero_copy"),
+    "early growth, random": early("naive", optimizer="fresh"),
 }

@@ -49,6 +49,13 @@ def ours(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Tran
     return scale_bilaterally(old, factor, new.n_layers - old.config.n_layers, strength, seed=seed)
 
 
+def zero_copy(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Transformer:
+    """Exact as `ours`, but new features and hidden units are no clones: they compute zero and are read at random."""
+    factor = new.d_model / old.config.d_model
+    extra_layers = new.n_layers - old.config.n_layers
+    return scale_bilaterally(old, factor, extra_layers, strength, seed=seed, is_cloned=False)
+
+
 @torch.no_grad()
 def naive(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Transformer:
     """A fresh large model whose first rows, columns and blocks are overwritten with the small one's."""
@@ -99,4 +106,4 @@ def with_blocks_of(old: Transformer, new: ModelConfig, source: Callable[[int], i
     return model
 
 
-OPERATORS = {f.__name__: f for f in (upcycled, drop_upcycled, ours, naive, predecessor, stacked)}
+OPERATORS = {f.__name__: f for f in (upcycled, drop_upcycled, ours, zero_copy, naive, predecessor, stacked)}

@@ -90,7 +90,8 @@ class Trainee:
         model = OPERATORS[growth.operator](self.model, growth.to, growth.noise, seed)
         state = {}
         if growth.optimizer != "fresh":
-            state = grow_optimizer_state(read_moments(self.model, self.optimizers), old, growth.to, growth.optimizer)
+            moments, is_cloned = read_moments(self.model, self.optimizers), growth.operator != "zero_copy"
+            state = grow_optimizer_state(moments, old, growth.to, growth.optimizer, is_cloned=is_cloned)
         seconds = self.seconds + time.process_time() - start
         return Trainee.new(model, state, steps=self.steps, flops=self.flops, seconds=seconds)
 
