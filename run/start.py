@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from run.state_shards import lay_out, read_shards, require_whole_shards
 from run.stop import StopSignals
 from training.device import choose_precision, probable_precision
 from training.machine import Machine
+from training.outlook import growth_outlook
 from training.plan import Plan, make_plan, require_memory
 from training.ranks import team
 from training.torchrun import launcher, planned_count, together
@@ -74,6 +76,7 @@ def print_plan(config: TrainingConfig, device: torch.device) -> None:
     print(plan.table())
     if not plan.is_refused:
         print(duration_line(plan, config, config.start_phase))
+        print_outlook(plan, config)
 
 
 @dataclass
@@ -168,7 +171,16 @@ def decide(settled: Settled, machine: Machine) -> Plan:
     team().first(lambda: require_memory(plan, config.ignore_memory_plan))
     begins_with, step = (at.phase + at.is_complete, 0 if at.is_complete else at.step) if at else (config.start_phase, 0)
     print(duration_line(plan, config, begins_with, step))
+    if not at:
+        print_outlook(plan, config)
     return plan
+
+
+def print_outlook(plan: Plan, config: TrainingConfig) -> None:
+    """Nothing of a run whose first model may have seen more than this run knows of."""
+    outlook = growth_outlook(plan, config)
+    if outlook and config.start_phase == 1:
+        print("\n".join(textwrap.wrap(outlook, 120, break_on_hyphens=False)))
 
 
 def open_run(settled: Settled, plan: Plan, stop: StopSignals) -> Run:
