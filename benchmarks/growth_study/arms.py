@@ -50,9 +50,14 @@ UPCYCLE_SMALL = Growth(0.013, SMALL_MOE, "upcycled")
 SMALL_TO_MIDDLE = Growth(0.027, MIDDLE, "ours")
 
 
+def at_the_peak(start: ModelConfig, to: ModelConfig, at: float, operator: str, **how) -> Arm:
+    """A mixture of experts from the first step, grown once, with the rate at its peak before and after."""
+    return Arm(start, (Growth(at, to, operator, **how),))
+
+
 def early(operator: str, **how) -> Arm:
-    """A mixture of experts from the first step, grown once, early, at its peak rate: what an early growth costs."""
-    return Arm(SMALL_MOE, (Growth(0.027, MIDDLE, operator, **how),))
+    """As early as "in two steps" becomes the middle size."""
+    return at_the_peak(SMALL_MOE, MIDDLE, 0.027, operator, **how)
 
 
 def to_target(operator: str, **how) -> Growth:
@@ -99,4 +104,7 @@ ARMS = {
     "early growth": early("ours"),
     "early growth, zero-copy": early("zero_copy"),
     "early growth, random": early("naive", optimizer="fresh"),
+    "middle size grown at a sixth": at_the_peak(SMALL_MOE, MIDDLE, 1 / 6, "zero_copy"),
+    "middle size grown at a sixth, random": at_the_peak(SMALL_MOE, MIDDLE, 1 / 6, "naive", optimizer="fresh"),
+    "target grown at a third": at_the_peak(MIDDLE, TARGET, 1 / 3, "zero_copy"),
 }
