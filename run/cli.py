@@ -90,7 +90,11 @@ def build_parser(explains_all: bool = False) -> argparse.ArgumentParser:
             help=help_text(setting, explains_all) if is_explained else argparse.SUPPRESS,
             **({"action": "store_true"} if setting.kind is bool else takes),
         )
-    first.add_argument("--plan", action="store_true", help="Print each phase's size and memory; train nothing.")
+    first.add_argument(
+        "--plan",
+        action="store_true",
+        help="Print each phase's size, memory and time, and whether growth should pay; train nothing.",
+    )
     first.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     first.add_argument("--help-all", nargs=0, action=HelpAll, dest=argparse.SUPPRESS, help="Print all settings.")
     return parser
