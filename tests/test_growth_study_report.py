@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks import growth_study_report as report
 from benchmarks.growth_study import comparison, tables
 from benchmarks.growth_study.picture import draw_panel, growth_costs
-from benchmarks.growth_study.results import ABLATION, OURS, RESULTS, SCRATCH, SMALL_MOE, Study, read_study
+from benchmarks.growth_study.results import ABLATION, MIDDLE, OURS, RESULTS, SCRATCH, SMALL_MOE, Study, read_study
 
 # Loss by arm, seed and TFLOP.
 LOSSES = {
@@ -294,3 +294,22 @@ def test_a_picture_that_cannot_be_written_and_an_unknown_flag_are_one_line(tmp_p
         error = capsys.readouterr().err
         assert text in error and error.count("\n") == 1
     assert markdown.read_bytes() == before
+
+
+def test_the_early_growths_in_the_docs_are_those_of_the_rows():
+    """Losses by seed, and the mean of the differences to the middle size on the same seeds."""
+    rows = json.loads((RESULTS.parent / "early_growth.json").read_text())["rows"]
+    losses = {}
+    for row in rows:
+        if row["budget"] == 6e12:
+            losses.setdefault(row["arm"].removeprefix(ABLATION), {})[row["seed"]] = row["loss"]
+    fixed = losses.pop(MIDDLE)
+    assert len(losses) == 6
+    told = (Path(report.__file__).parent.parent / "docs" / "GROWTH_STUDY.md").read_text()
+    for arm, by_seed in losses.items():
+        cells = next(
+            line.split(" | ") for line in told.splitlines() if line.startswith(f"| {arm} |") and line[-4:-2].isdigit()
+        )
+        assert cells[-3:-1] == [f"{by_seed[seed]:.3f}" if seed in by_seed else "–" for seed in (0, 1)]
+        behind = sum(loss - fixed[seed] for seed, loss in by_seed.items()) / len(by_seed)
+        assert cells[-1] == f"{behind:+.3f} |", arm

@@ -12,7 +12,7 @@ from models import count_parameters
 from training.flops import step_flops
 from training.plan import Plan
 
-# Tokens for each active parameter of the larger of two sizes, where both were equally good: 1.7 and 1.3 for two pairs.
+# Tokens for each active parameter of the larger of two sizes, where both were equally good: 1.6 and 1.3 for two pairs.
 ENOUGH_TOKENS = 1.5
 
 
