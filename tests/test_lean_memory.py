@@ -1,6 +1,7 @@
 """Lean memory: the same training, with less of it in memory at once; batches in parts."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -41,10 +42,13 @@ def test_lean_and_full_memory_learn_the_same(build):
     first step nothing else differs, the norm but for gradients in bf16 neither."""
     gentle = dataclasses.replace(CONFIG, grad_clip=1e3)
     full, lean = (trained(build, 10, is_lean, gentle) for is_lean in (False, True))
-    # Weights and gradients round to 2⁻⁹ of themselves, and momenta to about 1 %: so much of what was learnt may differ.
+    # Weights and gradients round to 2⁻⁹ of themselves, and momenta to about 1 %: so much of what was learnt may differ. Of a
+    # mixture one of N tokens may take another expert besides: of gradients that are independent, each is 1/√N of the sum.
+    turned = 2 / math.sqrt(batch(0)[:, 1:].numel()) if build is lively_moe_model else 0.0
     for (loss, norm), (lean_loss, lean_norm) in zip(full[2], lean[2]):
         learnt = full[2][0][0] - loss
-        assert lean_loss == pytest.approx(loss, abs=2e-3 + 0.01 * learnt) and lean_norm == pytest.approx(norm, rel=2e-2)
+        assert lean_loss == pytest.approx(loss, abs=2e-3 + 0.01 * learnt)
+        assert lean_norm == pytest.approx(norm, rel=2e-2 + turned)
     assert full[2][-1][0] < full[2][0][0] - 0.05
     keep_weights(rounded := build(SMALL), in_two_parts=True)
     keep_weights(rounded, in_two_parts=False)
