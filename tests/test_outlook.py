@@ -52,3 +52,10 @@ def test_the_study_s_target_crossed_the_middle_size_there():
     shares = [n / count_parameters(TARGET).active for n in tokens]
     assert shares[0] < ENOUGH_TOKENS < shares[1]
     assert step_flops(MIDDLE, 8) < step_flops(TARGET, 8) / 4
+
+
+def test_the_middle_size_crossed_the_small_one_there():
+    """Between 3 and 4 TFLOP, benchmarks/results/early_growth.json."""
+    tokens = [budget / step_flops(MIDDLE, 8) * 8 * MIDDLE.context_length for budget in (3e12, 4e12)]
+    shares = [n / count_parameters(MIDDLE).active for n in tokens]
+    assert shares[0] < ENOUGH_TOKENS < shares[1]

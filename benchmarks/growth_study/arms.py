@@ -47,17 +47,13 @@ TO_MOE_AT, TO_TARGET_AT = 0.02, 0.83
 LOW = 0.1
 UPCYCLE_MIDDLE = Growth(TO_MOE_AT, MIDDLE, "upcycled")
 UPCYCLE_SMALL = Growth(0.013, SMALL_MOE, "upcycled")
-SMALL_TO_MIDDLE = Growth(0.027, MIDDLE, "ours")
+TO_MIDDLE_AT = 0.027
+SMALL_TO_MIDDLE = Growth(TO_MIDDLE_AT, MIDDLE, "ours")
 
 
 def at_the_peak(start: ModelConfig, to: ModelConfig, at: float, operator: str, **how) -> Arm:
     """A mixture of experts from the first step, grown once, with the rate at its peak before and after."""
     return Arm(start, (Growth(at, to, operator, **how),))
-
-
-def early(operator: str, **how) -> Arm:
-    """As early as "in two steps" becomes the middle size."""
-    return at_the_peak(SMALL_MOE, MIDDLE, 0.027, operator, **how)
 
 
 def to_target(operator: str, **how) -> Growth:
@@ -101,9 +97,9 @@ ARMS = {
     "ablation: noise 0.2": grown_once("ours", noise=0.2),
     "ablation: in two steps": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE, to_target("ours"))),
     "ablation: in two steps, the last one never": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE)),
-    "early growth": early("ours"),
-    "early growth, zero-copy": early("zero_copy"),
-    "early growth, random": early("naive", optimizer="fresh"),
+    "early growth": at_the_peak(SMALL_MOE, MIDDLE, TO_MIDDLE_AT, "ours"),
+    "early growth, zero-copy": at_the_peak(SMALL_MOE, MIDDLE, TO_MIDDLE_AT, "zero_copy"),
+    "early growth, random": at_the_peak(SMALL_MOE, MIDDLE, TO_MIDDLE_AT, "naive", optimizer="fresh"),
     "middle size grown at a sixth": at_the_peak(SMALL_MOE, MIDDLE, 1 / 6, "zero_copy"),
     "middle size grown at a sixth, random": at_the_peak(SMALL_MOE, MIDDLE, 1 / 6, "naive", optimizer="fresh"),
     "target grown at a third": at_the_peak(MIDDLE, TARGET, 1 / 3, "zero_copy"),

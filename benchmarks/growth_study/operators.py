@@ -43,17 +43,16 @@ def drop_upcycled(old: Transformer, new: ModelConfig, strength: float, seed: int
     return model
 
 
-def ours(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Transformer:
+def ours(old: Transformer, new: ModelConfig, strength: float, seed: int, is_cloned: bool = True) -> Transformer:
     """Bilateral growth with cancelling noise. Without noise and extra layers: HyperCloning (Samragh et al. 2024)."""
     factor = new.d_model / old.config.d_model
-    return scale_bilaterally(old, factor, new.n_layers - old.config.n_layers, strength, seed=seed)
+    extra_layers = new.n_layers - old.config.n_layers
+    return scale_bilaterally(old, factor, extra_layers, strength, seed=seed, is_cloned=is_cloned)
 
 
 def zero_copy(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Transformer:
     """Exact as `ours`, but new features and hidden units are no clones: they compute zero and are read at random."""
-    factor = new.d_model / old.config.d_model
-    extra_layers = new.n_layers - old.config.n_layers
-    return scale_bilaterally(old, factor, extra_layers, strength, seed=seed, is_cloned=False)
+    return ours(old, new, strength, seed, is_cloned=False)
 
 
 @torch.no_grad()
