@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model_config import ModelConfig
-from phases import PHASES, phase_of
+from phases import PHASES
 from settings import UserError, read_settings
 
 # Times the factors of an optimizer it is still a number in fp32.
 LARGEST_NUMBER = 1e36
 LONGEST_SAMPLE = 10_000
-# With `grow_when = "auto"` phases 1 and 2 last up to so many times their steps.
-LONGEST_PHASE = 4
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,8 @@ class TrainingConfig:
     """Standard deviation of the routers that upcycling makes (0 or more). 0 would send every token to the same
     experts. Usual: 0.01 to 0.1."""
     grow_when: Literal["fixed", "auto"] = "fixed"
-    """When phases 1 and 2 end. fixed: after steps_phase1 and steps_phase2. auto: when a trial on a copy gains more
-    grown than as it is, between half and four times those steps."""
+    """Whether growth has to pay. fixed: phases have the steps given. auto: the FLOPs that those steps cost go to the size
+    that they suit: phase 3 grows nothing and trains phase 2's model on, or phases 1 and 2 are short. --plan tells which."""
     grow_optimizer: Literal["grown", "asymmetric", "fresh"] = "grown"
     """What the optimizer's moments become. grown with the weights, asymmetric (later clones start from zero), fresh."""
     check_tolerance: float = 1e-4
@@ -139,7 +137,7 @@ class TrainingConfig:
     ended, for the first 40 % of the phase at the longest. Usual: 5 to 100."""
     final_lr_share: float = 0.1
     """Where the last 60 % of each phase fall to, as a share of its peak (between 0 and 1). They fall in a straight
-    line; with grow_when auto phases 1 and 2 hold their peak. Usual: 0 to 0.3."""
+    line. Usual: 0 to 0.3."""
     weight_decay: float = 0.1
     """Decay of matrices (0 or more). Embedding, biases, norms and routers have none. Usual: 0 to 0.1."""
     grad_clip: float = 1.0
@@ -205,6 +203,11 @@ class TrainingConfig:
             "with which no router learns: gates are a softmax over the chosen logits, and over one it is always 1, so that "
             "the language loss has no gradient there; give --top-k 2",
         )
+        require(
+            self.start_phase == 1 or self.grow_when == "fixed",
+            "grow_when",
+            f"but with start_phase {self.start_phase} nobody knows what was trained before; give --grow-when fixed",
+        )
         require(not (self.resume and self.overwrite), "overwrite", "which deletes the run that resume goes on with")
         if not problems:
             try:
@@ -246,18 +249,12 @@ class TrainingConfig:
     def steps(self, phase: int) -> int:
         return getattr(self, f"steps_phase{phase}")
 
-    def most_steps(self, phase: int) -> int:
-        """How many steps a phase may have: more than `steps` where trials of growth decide when it ends."""
-        is_open = self.grow_when == "auto" and phase_of(phase).after
-        return self.steps(phase) * (LONGEST_PHASE if is_open else 1)
-
     def learning_rate(self, phase: int) -> float:
         return getattr(self, f"lr_phase{phase}")
 
     @property
     def total_steps(self) -> int:
-        """At most, where trials of growth decide."""
-        return sum(self.most_steps(phase.number) for phase in PHASES)
+        return sum(self.steps(phase.number) for phase in PHASES)
 
 
 SETTINGS = read_settings(TrainingConfig)

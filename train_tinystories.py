@@ -13,7 +13,6 @@ Exit codes: 0 done, 2 something given cannot work, 3 a growth check failed, 4 ou
 
 from __future__ import annotations
 
-import functools
 import sys
 
 from command_line import run_to_its_end
@@ -40,18 +39,16 @@ from transfer.upcycling import upcycle_to_moe
 def train(run: Run) -> None:
     """Every phase from the one in which the run begins; at the boundary before each of the others the model grows."""
     config = run.config
-    make_model = functools.partial(model_of, run)
-
     first, model, moments = run.enter()
     for phase in PHASES[first.number - 1 :]:
         if phase is not first:
-            old, model = model, make_model(phase, model)
+            old, model = model, model_of(run, phase, model)
             cross_boundary(run, phase, old, model)
             geometry = old.config
             del old  # before the moments grow, which are as large
             run.saver.wait()  # it may still be writing the old ones
             moments = grow_optimizer_state(moments, geometry, model.config, config.grow_optimizer, frees=True)
-        moments = train_phase(run, phase, model, moments, make_model)
+        moments = train_phase(run, phase, model, moments)
 
     finish(run, phase)
 

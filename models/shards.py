@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from config import ModelConfig
-from models.lean import joined, keep_weights
+from models.lean import joined
 from models.transformer import Transformer
 
 
@@ -124,18 +124,6 @@ def empty_like(model: Transformer, config: ModelConfig) -> Transformer:
     if not is_shared(weight):
         return Transformer.empty(config, weight.device, weight.dtype)
     return empty_on_ranks(config, weight.device_mesh, weight.device, weight.dtype)
-
-
-@torch.no_grad()
-def copy_of(model: Transformer) -> Transformer:
-    """Another model with the same weights, over the same ranks; FSDP does not let itself be copied otherwise."""
-    copy = empty_like(model, model.config)
-    copy.compute_dtype = model.compute_dtype
-    keep_weights(copy, in_two_parts=any(True for _ in model.buffers()))
-    for kind in (torch.nn.Module.parameters, torch.nn.Module.buffers):
-        for tensor, original in zip(kind(copy), kind(model), strict=True):
-            own(tensor).copy_(own(original))
-    return copy
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 Every row has `event`, `time` (seconds since 1970) and, last, `crc`: the CRC-32 of the row's text before it,
 chained through the rows above. A changed, missing or doubled line is found at once. By event:
 
-run           versions, git commit, device, threads, precision, config, data, parameters of each phase
+run           versions, git commit, device, threads, precision, config, data, parameters of each phase, outlook (whether
+              growth was expected to pay, and why; missing where nothing grows)
 resumed       phase, step, changes: what a resumed run does otherwise than its `run` row says, and parameters as there;
               no row without changes, since such a run is the one that was never stopped
 step          phase, step (in the phase), loss (training batch, nats a token), lr, grad_norm,
-              tokens (this run has seen), flops (counted, of this run, trials included), seconds (since the
+              tokens (this run has seen), flops (counted, of this run), seconds (since the
               phase began); every `log_every` steps also memory_bytes (training.device.used_bytes), and of an MoE
               balance_loss, z_loss and expert_shares (one list per layer); `skipped` (true) where the step was not taken
 eval          phase, step, tokens, loss (held-out, nats a token), bits_per_byte
@@ -16,7 +17,6 @@ boundary      from_phase, to_phase, loss_before, loss_after, jump (same held-out
               bits_per_byte, same_story (null where sample_tokens is 0, where two stories part at a near-tie, and
               where they could not be told), tokens
 verification  to_phase, check, passed, reason, and the check's figures
-trial         phase, step, pays, flops, loss_before, loss_as_it_is, loss_grown: see run/grow_when.py
 liveness      phase (after the boundary), steps (of that phase so far), and the fields of
               transfer.liveness.LivenessReport
 sample        phase, prompt, story, token_ids (of the continuation)

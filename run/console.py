@@ -13,7 +13,7 @@ from training.ranks import team
 from transfer.verify_growth_mechanics import LARGEST_JUMP
 
 
-def phase_header(phase: Phase, n_steps: int, plan: Plan, config: TrainingConfig) -> str:
+def phase_header(phase: Phase, plan: Plan, config: TrainingConfig) -> str:
     model, count = (each[phase.number - 1] for each in (plan.models, plan.counts))
     rule = "  " + "─" * 57
     if model.is_moe:
@@ -24,7 +24,7 @@ def phase_header(phase: Phase, n_steps: int, plan: Plan, config: TrainingConfig)
         "",
         "=" * 60,
         f"  PHASE {phase.number}  —  {phase.title}",
-        f"  Steps: {n_steps}  |  LR: {config.learning_rate(phase.number):g}  |  Device: {plan.machine.device}",
+        f"  Steps: {config.steps(phase.number)}  |  LR: {config.learning_rate(phase.number):g}  |  Device: {plan.machine.device}",
         rule,
         f"  Total Parameters:       {count.total / 1e6:.2f} M",
         f"  Active Params/tok:      {count.active / 1e6:.2f} M  {active}",

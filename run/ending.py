@@ -19,7 +19,7 @@ from training.plan import as_flags, halved_batches, memory_of_phases, peak_of, s
 
 OUT_OF_MEMORY = (
     "lower --batch-size (4 in place of 8), or grow less: --scale-factor 1.5 --extra-layers 2. "
-    "--plan shows what each phase needs (trials of --grow-when auto need more); the models of finished phases are safe"
+    "--plan shows what each phase needs; the models of finished phases are safe"
 )
 
 

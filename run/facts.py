@@ -14,11 +14,12 @@ from config import ModelConfig
 from training.plan import Plan
 
 
-def facts(plan: Plan, heldout_batch: int, start_model: ModelConfig | None = None) -> dict:
+def facts(plan: Plan, heldout_batch: int, outlook: str = "", start_model: ModelConfig | None = None) -> dict:
     """By name, for the history and the saved state.
 
     Args:
         heldout_batch: the batch size with which the run was started: eval_batches of so many windows are held-out.
+        outlook: whether growth was expected to pay when the run was started.
         start_model: the geometry of the model that was there.
     """
     machine = plan.machine
@@ -34,6 +35,7 @@ def facts(plan: Plan, heldout_batch: int, start_model: ModelConfig | None = None
         "precision": "bf16" if machine.compute_dtype else "fp32",
         "memory": "lean" if plan.is_lean else "full",
         "heldout_batch": heldout_batch,
+        **({"outlook": outlook} if outlook else {}),
         **({"start_model": dataclasses.asdict(start_model)} if start_model else {}),
         **({"ranks": machine.n_ranks} if machine.n_ranks > 1 else {}),
     }

@@ -25,7 +25,7 @@ WANDB_ID = Path("wandb") / "run_id.txt"
 WANDB_PROJECT = "bilateral-growth"
 # Of a row: what places it, and no figures.
 PLACES = ("event", "time", "phase", "step", "steps", "from_phase", "to_phase", "check")
-TOLD = ("step", "eval", "boundary", "verification", "trial", "liveness", "summary")
+TOLD = ("step", "eval", "boundary", "verification", "liveness", "summary")
 
 
 class Live:
@@ -57,7 +57,7 @@ class Live:
         if row["event"] == "step":
             self.n_steps += 1
             return self.n_steps - 1
-        if row["event"] in ("eval", "trial"):  # which may come before the rows of their steps
+        if row["event"] == "eval":  # which may come before the rows of their steps
             return self.first_step + max(0, row["step"])
         return self.first_step + row["steps"] if row["event"] == "liveness" else self.n_steps
 

@@ -11,7 +11,7 @@ class Progress:
     """Its fields are what is saved: a new counter is one field more.
 
     steps: the number of the next training batch; a run that begins in a later phase leaves out the batches before.
-    tokens: that this run has trained on. flops: counted, of this run, trials of growth included.
+    tokens: that this run has trained on. flops: counted, of this run.
     skipped_steps: see training/bad_steps.py.
     losses: held-out, in nats a token, by the names of the history's `summary` row.
     seconds: of the run, without the time between a stop and a resume; phase_seconds: of the present phase. Both as of the

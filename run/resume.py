@@ -71,10 +71,8 @@ def changed_settings(saved: RunState, config: TrainingConfig) -> dict[str, list]
             f"in another --checkpoint-dir. These may differ: {', '.join(may)}"
         )
     steps = f"steps_phase{saved.phase}"
-    if steps in changes and config.most_steps(saved.phase) <= saved.step:
-        most = config.most_steps(saved.phase)
-        limit = f", with which the phase has {most:,} at most" if most != now[steps] else ""
-        raise UserError(f"{steps} is {now[steps]}{limit}, but the saved run has done {saved.step} of them; give more")
+    if steps in changes and now[steps] <= saved.step:
+        raise UserError(f"{steps} is {now[steps]}, but the saved run has done {saved.step} of them; give more")
     if saved.progress.steps * saved.config["batch_size"] % config.batch_size:
         raise UserError(
             f"batch_size is {config.batch_size}, but the saved run has read {saved.progress.steps} batches of "

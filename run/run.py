@@ -84,7 +84,7 @@ class Run:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """What is done inside is none of the steps, whose speed is printed: measuring, saving, trials of growth."""
+        """What is done inside is none of the steps, whose speed is printed: measuring, saving."""
         wait_for(self.device)  # for steps that are still on their way
         began = time.perf_counter()
         try:

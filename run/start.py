@@ -34,7 +34,7 @@ from run.state_shards import lay_out, read_shards, require_whole_shards
 from run.stop import StopSignals
 from training.device import choose_precision, probable_precision
 from training.machine import Machine
-from training.outlook import growth_outlook
+from training.outlook import settle_growth
 from training.plan import Plan, make_plan, require_memory
 from training.ranks import team
 from training.torchrun import launcher, planned_count, together
@@ -72,18 +72,21 @@ def print_plan(config: TrainingConfig, device: torch.device) -> None:
     """What a run would take, and start nothing: for the tokenizer and the precision that it will most probably have."""
     start_model = start_geometry(config)
     dense = dense_of(start_model) if start_model else probable_dense(config)
+    config, outlook = (config, "") if config.resume else settle_growth(config, dense)
     plan = make_plan(config, dense, Machine.now(device, probable_precision(device, config), planned_count()))
     print(plan.table())
     if not plan.is_refused:
         print(duration_line(plan, config, config.start_phase))
-        print_outlook(plan, config)
+        print_outlook(outlook)
 
 
 @dataclass
 class Settled:
     """What a run goes by.
 
-    config: as given. decided: with what the saved run had decided for "auto".
+    config: as given; of a new run with what `grow_when` made of it. outlook: whether growth was
+    expected to pay when the run began.
+    decided: with what the saved run had decided for "auto".
     saved: the state that it goes on from, `changes` the settings that differ from that one's, as [saved, now].
     earlier_files: of a run in the folder, which make room for this one.
     start_model: the model with which `start_phase` begins.
@@ -92,6 +95,7 @@ class Settled:
     """
 
     config: TrainingConfig
+    outlook: str
     decided: TrainingConfig
     folder: Path
     saved: RunState | None
@@ -108,8 +112,12 @@ class Settled:
 def settle(config: TrainingConfig, device: torch.device, folder: Path) -> Settled:
     """Settings, data, precision. Raises UserError where one of them cannot be used."""
     saved, changes, earlier_files, start_model = team().in_turn(lambda: look_into(folder, config))
+    outlook = ""
     if saved:
         require_whole_shards(saved, folder)
+        outlook = saved.facts.get("outlook", "")
+    elif not start_model:
+        config, outlook = settle_growth(config, probable_dense(config))
     decided = decided_before(saved, config, changes) if saved else config
     heldout_batch = saved.facts["heldout_batch"] if saved else config.batch_size
     data = team().in_turn(lambda: stories_of(config, heldout_batch, bool(saved)))
@@ -126,7 +134,8 @@ def settle(config: TrainingConfig, device: torch.device, folder: Path) -> Settle
         dense = config.dense_geometry(data.tokenizer.n_vocab, data.summary["tokenizer"])
     compute_dtype = team().agreed(choose_precision(device, decided, decided.geometries_from(dense)[-1]))
     return Settled(
-        config, decided, folder, saved, changes, earlier_files, start_model, data, heldout, stories, dense, compute_dtype
+        config, outlook, decided, folder, saved, changes, earlier_files, start_model, data, heldout, stories, dense,
+        compute_dtype,
     )  # fmt: skip
 
 
@@ -172,14 +181,12 @@ def decide(settled: Settled, machine: Machine) -> Plan:
     begins_with, step = (at.phase + at.is_complete, 0 if at.is_complete else at.step) if at else (config.start_phase, 0)
     print(duration_line(plan, config, begins_with, step))
     if not at:
-        print_outlook(plan, config)
+        print_outlook(settled.outlook)
     return plan
 
 
-def print_outlook(plan: Plan, config: TrainingConfig) -> None:
-    """Nothing of a run whose first model may have seen more than this run knows of."""
-    outlook = growth_outlook(plan, config)
-    if outlook and config.start_phase == 1:
+def print_outlook(outlook: str) -> None:
+    if outlook:
         print("\n".join(textwrap.wrap(outlook, 120, break_on_hyphens=False)))
 
 
@@ -242,7 +249,9 @@ def beginning(settled: Settled, plan: Plan) -> RunState:
     """
     config = settled.config
     state = RunState(
-        dataclasses.asdict(config), settled.stories, facts(plan, settled.data.heldout_batch, settled.start_model)
+        dataclasses.asdict(config),
+        settled.stories,
+        facts(plan, settled.data.heldout_batch, settled.outlook, settled.start_model),
     )
     for phase in PHASES[: config.start_phase - 1]:
         state.phase, state.is_complete = phase.number, True
@@ -252,11 +261,8 @@ def beginning(settled: Settled, plan: Plan) -> RunState:
 
 def record_start(run: Run, changes: dict[str, list]) -> None:
     """Writes the `run` row; or says from where a run goes on, and writes what is otherwise than before, if anything."""
-    at, facts, parameters = (
-        run.began_at,
-        run.identity["facts"],
-        [dataclasses.asdict(count) for count in run.plan.counts],
-    )
+    at, facts = run.began_at, run.identity["facts"]
+    parameters = [dataclasses.asdict(count) for count in run.plan.counts]
     if run.config.resume:
         where = f"after phase {at.phase}" if at.is_complete else f"in phase {at.phase}, step {at.step}"
         print(f"Going on with the run in {run.folder} {where}")

@@ -10,7 +10,7 @@ from config import PRESETS, ModelConfig, UserError
 from models import Transformer, exact_arithmetic, files, lean, load_model, next_token_loss, save_model
 from models.files import load_model_and_checksum
 from models.lean import compressed, expanded, joined, keep_weights, layers_in_parts, split
-from models.shards import copy_of, whole_parameter
+from models.shards import whole_parameter
 from test_growth_checks import lively_dense_model, lively_moe_model
 from training.heldout import heldout_loss
 from training.optimizer import read_moments, write_moments
@@ -35,7 +35,7 @@ def batch(seed: int = 0) -> torch.Tensor:
 
 
 def kept_small(model: Transformer) -> Transformer:
-    model = copy_of(model)
+    model = copy.deepcopy(model)
     keep_weights(model, in_two_parts=True)
     return model
 
@@ -100,7 +100,7 @@ def test_exact_evaluation_reads_both_parts_and_training_one(kind, monkeypatch):
     model = KINDS[kind]()
     small = kept_small(model)
     exact, batches = heldout_loss(model, [batch()]), [batch()]
-    rounded = copy_of(model)
+    rounded = copy.deepcopy(model)
     with torch.no_grad():
         for layer, kept in zip(layers_in_parts(rounded), layers_in_parts(small)):
             layer.weight.copy_(kept.weight)
@@ -119,7 +119,7 @@ def test_exact_evaluation_reads_both_parts_and_training_one(kind, monkeypatch):
 def test_exact_arithmetic_is_differentiable_and_leaves_no_trace():
     model = lively_moe_model(SMALL)
     small = kept_small(model)
-    keep_weights(whole := copy_of(small), in_two_parts=False)
+    keep_weights(whole := copy.deepcopy(small), in_two_parts=False)
     for each in (small, whole):
         with exact_arithmetic(each):
             next_token_loss(each, batch())[0].backward()
@@ -173,7 +173,7 @@ def test_parts_that_do_not_fit_the_model_are_refused(tmp_path):
 def test_growth_reads_both_parts_and_stays_exact():
     """From a kept model as from the whole one that it is; both boundaries."""
     dense = kept_small(lively_dense_model(SMALL))
-    keep_weights(whole_dense := copy_of(dense), in_two_parts=False)
+    keep_weights(whole_dense := copy.deepcopy(dense), in_two_parts=False)
     moes = [upcycle_to_moe(model, n_experts=4) for model in (dense, whole_dense)]
     assert all(torch.equal(a, b) for a, b in zip(*(moe.parameters() for moe in moes), strict=True))
     assert heldout_loss(moes[0], [batch()]) == pytest.approx(heldout_loss(dense, [batch()]), abs=1e-6)

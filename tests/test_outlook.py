@@ -3,47 +3,90 @@
 import dataclasses
 
 import pytest
-import torch
 
 from benchmarks.growth_study.arms import MIDDLE, TARGET
 from config import PRESETS
 from models import count_parameters
 from training.flops import step_flops
-from training.machine import Machine
-from training.outlook import ENOUGH_TOKENS, growth_outlook, tokens_from_scratch
-from training.plan import make_plan
+from training.outlook import EARLY_SHARE, ENOUGH_TOKENS, flops_of, settle_growth, step_costs, tokens_from_scratch
 
 TINY = PRESETS["tiny"]
 
 
-def plan_of(config):
-    return make_plan(config, config.dense_geometry(4_097), Machine(torch.device("cpu")))
+DENSE = TINY.dense_geometry(4_097)
+
+
+def with_steps(*n_steps, **settings):
+    names = ("steps_phase1", "steps_phase2", "steps_phase3")
+    return dataclasses.replace(TINY, **dict(zip(names, n_steps)), **settings)
+
+
+def steps_for(share):
+    """Of phase 3, with which its model sees `share` of the tokens that are enough."""
+    large = TINY.geometries_from(DENSE)[-1]
+    tokens = share * ENOUGH_TOKENS * count_parameters(large).active
+    return round(tokens / TINY.batch_size / TINY.context_length)
 
 
 def test_every_phase_is_charged():
     """At equal FLOPs a step of the last model counts once, and one of a cheaper model less."""
-    config = dataclasses.replace(TINY, steps_phase1=0, steps_phase2=0, steps_phase3=7)
-    tokens = TINY.batch_size * TINY.context_length
-    assert tokens_from_scratch(plan_of(config), config) == pytest.approx(7 * tokens)
-    config = dataclasses.replace(config, steps_phase1=5)
-    first, _, last = (step_flops(model, TINY.batch_size) for model in plan_of(config).models)
-    assert tokens_from_scratch(plan_of(config), config) == pytest.approx((7 + 5 * first / last) * tokens)
+    models, tokens = TINY.geometries_from(DENSE), TINY.batch_size * TINY.context_length
+    assert tokens_from_scratch(models, with_steps(0, 0, 7)) == pytest.approx(7 * tokens)
+    first, _, last = (step_flops(model, TINY.batch_size) for model in models)
+    assert tokens_from_scratch(models, with_steps(5, 0, 7)) == pytest.approx((7 + 5 * first / last) * tokens)
 
 
-@pytest.mark.parametrize("share, first", [(0.5, "phase 2's model"), (2, "phase 3 ")])
-def test_what_is_expected_turns_where_the_sizes_crossed(share, first):
-    plan = plan_of(TINY)
-    large = plan.models[-1]
-    n_steps = share * ENOUGH_TOKENS * count_parameters(large).active / TINY.batch_size / TINY.context_length
-    config = dataclasses.replace(TINY, steps_phase1=0, steps_phase2=0, steps_phase3=round(n_steps))
-    outlook = growth_outlook(plan, config)
+@pytest.mark.parametrize(
+    "share, expected", [(0.5, "phase 2's model, trained on, to end better"), (2, "phase 3 to end")]
+)
+def test_what_is_expected_turns_where_the_sizes_crossed_and_changes_nothing(share, expected):
+    config = with_steps(0, 0, steps_for(share))
+    settled, outlook = settle_growth(config, DENSE)
+    assert settled == config
     assert f"would see {share * ENOUGH_TOKENS:.2g} tokens per active parameter" in outlook
-    assert f"Expect {first}" in outlook
+    assert f"Expect {expected}" in outlook
 
 
-def test_nothing_is_said_where_nothing_grows():
-    config = dataclasses.replace(TINY, scale_factor=1.0, extra_layers=0)
-    assert growth_outlook(plan_of(config), config) == ""
+@pytest.mark.parametrize("n_steps", [(200, 120, 120), (0, 0, 50), (3, 3, 0)])
+def test_auto_gives_the_flops_to_the_size_that_they_suit_where_that_is_the_small_one(n_steps):
+    config = with_steps(*n_steps, grow_when="auto")
+    settled, outlook = settle_growth(config, DENSE)
+    _, small, last = settled.geometries_from(DENSE)
+    assert small == last == config.geometries_from(DENSE)[1]
+    assert (settled.steps_phase1, settled.steps_phase2) == n_steps[:2]
+    assert f"So nothing grows, and phase 3 trains phase 2's model on: {n_steps[0]}, {n_steps[1]} and" in outlook
+    costs_as_much(config, settled)
+
+
+def test_auto_grows_early_where_the_large_one_suits_them():
+    config = with_steps(steps_for(1), steps_for(1), steps_for(1), grow_when="auto")
+    settled, outlook = settle_growth(config, DENSE)
+    assert settled.geometries_from(DENSE) == config.geometries_from(DENSE)
+    assert "So the model grows early" in outlook
+    costs_as_much(config, settled)
+    costs = step_costs(config.geometries_from(DENSE), config)
+    for i, cost in enumerate(costs[:2], 1):
+        assert abs(settled.steps(i) * cost - EARLY_SHARE * flops_of(config.geometries_from(DENSE), config)) <= cost
+    assert settle_growth(with_steps(0, 2, steps_for(2), grow_when="auto"), DENSE)[0].steps_phase1 == 0
+
+
+def costs_as_much(config, settled):
+    """To within half a step of the last phase."""
+    models = settled.geometries_from(DENSE)
+    before, now = flops_of(config.geometries_from(DENSE), config), flops_of(models, settled)
+    assert abs(now - before) <= step_costs(models, settled)[-1] / 2
+
+
+def test_steps_in_parts_cost_what_they_count_first():
+    models = TINY.geometries_from(DENSE)
+    whole, parts = (step_costs(models, dataclasses.replace(TINY, accumulate=n)) for n in (1, 2))
+    assert parts[0] == whole[0] and parts[1] > whole[1] and parts[2] > whole[2]
+
+
+@pytest.mark.parametrize("change", [{"scale_factor": 1.0, "extra_layers": 0}, {"start_phase": 2}])
+def test_nothing_is_said_where_nothing_grows_or_is_known(change):
+    config = dataclasses.replace(TINY, **change)
+    assert settle_growth(config, DENSE) == (config, "")
 
 
 def test_the_study_s_target_crossed_the_middle_size_there():

@@ -17,8 +17,7 @@ from config import SETTINGS, TrainingConfig
 from models import load_model
 from phases import PHASES
 from report.history import read_history
-from run import boundary, grow_when, loop, start
-from run.grow_when import Trial
+from run import boundary, loop, start
 from training import machine
 
 ROOT = Path(train_tinystories.__file__).parent
@@ -364,9 +363,9 @@ def test_the_next_phase_goes_on_with_the_moments_that_its_model_was_grown_with(t
     seen = []
     train_phase = train_tinystories.train_phase
 
-    def watched(run, phase, model, moments, grow):
+    def watched(run, phase, model, moments):
         seen.append((phase.number, {name: {k: v.clone() for k, v in m.items()} for name, m in moments.items()}))
-        result = train_phase(run, phase, model, moments, grow)
+        result = train_phase(run, phase, model, moments)
         after = {name: {k: v.clone() for k, v in m.items()} for name, m in result.items()}
         seen.append((f"after {phase.number}", after))
         return result
@@ -384,22 +383,16 @@ def test_the_next_phase_goes_on_with_the_moments_that_its_model_was_grown_with(t
     assert dict(seen)[2] == {} and dict(seen)[3] == {}
 
 
-def test_with_auto_a_trial_that_pays_ends_the_phase(tmp_path, token_cache, monkeypatch):
-    asked = []
-
-    def trial(run, model, moments, rate, grow):
-        asked.append(run.progress.steps)
-        return Trial(flops=1e9, loss_before=3.0, loss_as_it_is=2.9, loss_grown=2.8 if len(asked) % 2 == 0 else 2.95)
-
-    monkeypatch.setattr(grow_when, "try_growth", trial)
+def test_with_auto_phase_3_grows_nothing_where_that_does_not_pay(tmp_path, token_cache, capsys):
     flags = "--grow-when auto --steps-phase1 8 --steps-phase2 4 --steps-phase3 3".split()
     assert run(tmp_path, token_cache, *flags) == 0
-    rows = read_history(tmp_path / "training_history.jsonl")
-    trials = [(row["phase"], row["step"], row["pays"]) for row in rows if row["event"] == "trial"]
-    assert trials == [(1, 3, False), (1, 5, True), (2, 1, False), (2, 2, True)]
-    steps = [max(row["step"] for row in rows if row["event"] == "step" and row["phase"] == p) for p in (1, 2, 3)]
-    assert steps == [5, 2, 2]
-    assert rows[-1]["flops"] > 0
+    said = " ".join(capsys.readouterr().out.split())
+    first, *rows = read_history(tmp_path / "training_history.jsonl")
+    assert first["outlook"] in said and "So nothing grows" in first["outlook"]
+    n_steps = [sum(row["event"] == "step" and row["phase"] == phase for row in rows) for phase in (1, 2, 3)]
+    assert n_steps[:2] == [8, 4] and n_steps[2] > 3
+    models = [load_model(tmp_path / phase.file).config for phase in PHASES]
+    assert models[1] == models[2] != models[0]
 
 
 def test_a_run_with_lean_memory_goes_through_both_boundaries(tmp_path, token_cache, finished, capsys):

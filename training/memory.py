@@ -39,7 +39,6 @@ class PhaseMemory:
     gradients: float
     activations: float
     process: float
-    trial: float = 0.0  # the next phase beside this one, with `grow_when = "auto"`
     is_lean: bool = False
     into: int = 0  # of a boundary: the phase that it leads to
     adds_up: bool = True  # gradients and activations are there at once
@@ -54,7 +53,7 @@ class PhaseMemory:
     def peak(self) -> float:
         both = (self.gradients, self.activations)
         own = sum(both) if self.adds_up else max(both)
-        return self.weights + self.optimizer + max(own, self.trial) + self.process + self.gathered
+        return self.weights + self.optimizer + own + self.process + self.gathered
 
 
 def phase_memory(model: ModelConfig, tokens: int, machine: Machine, is_lean: bool) -> PhaseMemory:

@@ -2,39 +2,82 @@
 
 For equal FLOPs the larger of two sizes is the better one only from so many tokens on. Growth is exact, so at the boundary
 the large model has the smaller one's loss, and learns from there as a large one does: where the smaller one, trained on,
-would still be ahead at the end, growth does not catch up with it.
+would still be ahead at the end, growth does not catch up with it; where it would not, what it learns before growth is worth
+less than it costs.
 """
 
 from __future__ import annotations
 
-from config import TrainingConfig
+import dataclasses
+
+from config import ModelConfig, TrainingConfig
 from models import count_parameters
 from training.flops import step_flops
-from training.plan import Plan
+from training.step import counts_first
 
 # Tokens for each active parameter of the larger of two sizes, where both were equally good: 1.6 and 1.3 for two pairs.
 ENOUGH_TOKENS = 1.5
+# Of all FLOPs, what `grow_when = "auto"` leaves each phase before a growth that pays.
+EARLY_SHARE = 0.013
 
 
-def growth_outlook(plan: Plan, config: TrainingConfig) -> str:
-    """Of a run that begins with phase 1; empty where its last phase makes nothing larger."""
-    *_, small, large = plan.models
-    if (small.d_model, small.n_layers) == (large.d_model, large.n_layers):
-        return ""
-    share = tokens_from_scratch(plan, config) / count_parameters(large).active
-    expected = (
-        "phase 3 to end better than phase 2's model trained on, and about as well as its own size from scratch"
-        if share >= ENOUGH_TOKENS
-        else "phase 2's model, trained on, to end better than phase 3, and phase 3 better than its own size from scratch"
-    )
-    return (
+def settle_growth(config: TrainingConfig, dense: ModelConfig) -> tuple[TrainingConfig, str]:
+    """The settings with which a run that begins with the model `dense` trains, and what is said of its growth.
+
+    With `grow_when = "auto"` the FLOPs that the given steps cost are given to the size that they suit: phase 3 grows nothing
+    and trains phase 2's model on, or phases 1 and 2 are short. Otherwise the settings are as they were. Nothing is said, or
+    changed, where phase 3 makes nothing larger, nor of a run whose first model may have seen more than this run knows of.
+    """
+    models = config.geometries_from(dense)
+    *_, small, large = models
+    if config.start_phase > 1 or (small.d_model, small.n_layers) == (large.d_model, large.n_layers):
+        return config, ""
+    share = tokens_from_scratch(models, config) / count_parameters(large).active
+    pays = share >= ENOUGH_TOKENS
+    reason = (
         f"Does growth pay? For these FLOPs phase 3's model would see {share:.2g} tokens per active parameter from scratch; "
-        f"of two sizes the larger one was better from about {ENOUGH_TOKENS} on. Expect {expected} (docs/GROWTH_STUDY.md)."
+        f"of two sizes the larger one was better from about {ENOUGH_TOKENS} on (docs/GROWTH_STUDY.md)."
+    )
+    if config.grow_when == "auto":
+        settled = grown_early(models, config) if pays else never_grown(models, config)
+        outcome = "the model grows early" if pays else "nothing grows, and phase 3 trains phase 2's model on"
+        n_steps = f"{settled.steps_phase1:,}, {settled.steps_phase2:,} and {settled.steps_phase3:,} steps"
+        return settled, f"{reason} So {outcome}: {n_steps} cost as much."
+    expected = (
+        "phase 3 to end better than phase 2's model trained on; --grow-when auto grows early"
+        if pays
+        else "phase 2's model, trained on, to end better than phase 3, and phase 3 better than its own size from scratch; "
+        "--grow-when auto trains it on"
+    )
+    return config, f"{reason} Expect {expected}."
+
+
+def never_grown(models: tuple[ModelConfig, ...], config: TrainingConfig) -> TrainingConfig:
+    *_, small, large = step_costs(models, config)
+    n_steps = round(config.steps_phase3 * large / small)
+    return dataclasses.replace(config, scale_factor=1.0, extra_layers=0, steps_phase3=n_steps)
+
+
+def grown_early(models: tuple[ModelConfig, ...], config: TrainingConfig) -> TrainingConfig:
+    costs, left = step_costs(models, config), flops_of(models, config)
+    early = [min(config.steps(i), round(EARLY_SHARE * left / cost)) for i, cost in enumerate(costs[:2], 1)]
+    left -= sum(n * cost for n, cost in zip(early, costs))
+    return dataclasses.replace(
+        config, steps_phase1=early[0], steps_phase2=early[1], steps_phase3=round(left / costs[2])
     )
 
 
-def tokens_from_scratch(plan: Plan, config: TrainingConfig) -> float:
+def tokens_from_scratch(models: tuple[ModelConfig, ...], config: TrainingConfig) -> float:
     """How many tokens the last phase's model would see for the FLOPs of the whole run."""
-    n_steps = (config.steps(phase) for phase in range(1, len(plan.models) + 1))
-    flops = sum(n * step_flops(model, config.batch_size) for n, model in zip(n_steps, plan.models))
-    return flops / step_flops(plan.models[-1], config.batch_size) * config.batch_size * config.context_length
+    n_steps = flops_of(models, config) / step_costs(models, config)[-1]
+    return n_steps * config.batch_size * config.context_length
+
+
+def flops_of(models: tuple[ModelConfig, ...], config: TrainingConfig) -> float:
+    """Of all steps of all phases."""
+    return sum(config.steps(phase) * cost for phase, cost in enumerate(step_costs(models, config), 1))
+
+
+def step_costs(models: tuple[ModelConfig, ...], config: TrainingConfig) -> list[float]:
+    """FLOPs of one step of each phase."""
+    return [step_flops(model, config.batch_size, counts_first(model, config)) for model in models]

@@ -13,7 +13,7 @@ from config import PRESETS, ModelConfig, TrainingConfig, UserError
 from models import ParameterCount, count_parameters
 from phases import PHASES
 from training.machine import GB, Machine
-from training.memory import PROCESS_BYTES, PhaseMemory, boundary_memory, phase_memory
+from training.memory import PhaseMemory, boundary_memory, phase_memory
 
 TINY_VOCABULARY = 4_097  # of the tokenizer that the preset tiny takes
 
@@ -80,8 +80,6 @@ def memory_of_phases(
         # For its first steps the liveness report watches each new parameter with a bit.
         watched = (counts[i] - counts[i - 1]) / 8 / machine.n_ranks
         memory[i] = dataclasses.replace(memory[i], gradients=memory[i].gradients + watched)
-        if config.grow_when == "auto":
-            memory[i - 1] = dataclasses.replace(memory[i - 1], trial=memory[i].peak - PROCESS_BYTES)
     heldout = config.batch_size * config.context_length
     boundaries = [
         boundary_memory(models[i - 1], models[i], PHASES[i].number, heldout, machine, is_lean)

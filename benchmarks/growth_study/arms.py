@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from config import ModelConfig
+from models import count_parameters
+from training.flops import step_flops
+from training.outlook import EARLY_SHARE, ENOUGH_TOKENS
 
-CONTEXT = 128
+BATCH, CONTEXT = 8, 128
 VOCABULARY = 4_097
 SMALL = ModelConfig(VOCABULARY, 32, 2, 2, context_length=CONTEXT)
 SMALL_MOE = SMALL.upcycled(8, 2)
@@ -78,12 +81,21 @@ def upcycled_with(operator: str, noise: float) -> Arm:
     return Arm(SMALL.grown(4, 4), (to_target(operator, noise=noise),))
 
 
+def auto(budget: float) -> Arm:
+    """What `--grow-when auto` makes of it: the middle size, and where the target suits the budget (FLOPs), that, early."""
+    tokens = budget / step_flops(TARGET, BATCH) * BATCH * CONTEXT
+    if tokens < ENOUGH_TOKENS * count_parameters(TARGET).active:
+        return Arm(MIDDLE_DENSE, (UPCYCLE_MIDDLE,))
+    return Arm(MIDDLE_DENSE, (Growth(EARLY_SHARE, MIDDLE, "upcycled"), Growth(2 * EARLY_SHARE, TARGET, "ours")))
+
+
 ARMS = {
     "target from scratch": Arm(TARGET),
     "small dense continued": Arm(SMALL),
     "small MoE continued": Arm(SMALL, (UPCYCLE_SMALL,)),
     "middle size from scratch": Arm(MIDDLE),
     "ours": grown_once("ours"),
+    "ours, auto": auto,
     "dense upcycled only": upcycled_with("upcycled", 0.0),
     "Drop-Upcycling": upcycled_with("drop_upcycled", 0.5),
     "naive growth": grown_once("naive", optimizer="fresh"),

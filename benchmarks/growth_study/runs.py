@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.growth_study.arms import Arm, Growth
+from benchmarks.growth_study.arms import BATCH, Arm, Growth
 from benchmarks.growth_study.operators import OPERATORS
 from benchmarks.measuring import cpu_model
 from config import ModelConfig, TrainingConfig
@@ -30,7 +30,6 @@ from training.schedule import DECAY_SHARE
 from training.step import train_step
 from transfer.optimizer_growth import grow_optimizer_state
 
-BATCH = 8
 WARMUP_STEPS = 20
 EVALUATE_EVERY = 0.6e12  # FLOPs
 CURVE_BATCHES, END_BATCHES = 6, 32

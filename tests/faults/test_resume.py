@@ -1,7 +1,6 @@
 """--resume and --start-phase: what they go on with, what they refuse, and in which words."""
 
 import dataclasses
-import os
 import random
 import shutil
 import signal
@@ -15,8 +14,8 @@ import train_tinystories
 from config import ModelConfig, TrainingConfig
 from models import load_model, save_model
 from phases import PHASES
-from report.history import NEUTRAL, History, read_history
-from run import grow_when, loop, saver
+from report.history import NEUTRAL, read_history
+from run import loop, saver
 from run.compare import same_model
 from run.resume import MAY_DIFFER_UNTIL
 from run.run_state import RunState, read_run_state
@@ -300,72 +299,12 @@ def test_lean_memory_is_resumed_as_well(shop, tmp_path):
     assert parted(tmp_path / "through", tmp_path / "killed") == []
 
 
-def test_trials_of_growth_are_resumed_as_well(shop, tmp_path):
-    auto = ["--grow-when", "auto", "--steps-phase1", "60", "--steps-phase2", "20", "--steps-phase3", "8"]
-    assert shop.run(tmp_path / "through", *auto).code == 0
-    assert any(row["event"] == "trial" for row in read_history(tmp_path / "through" / "training_history.jsonl"))
+def test_what_auto_made_of_the_steps_holds_where_a_run_goes_on(shop, tmp_path):
+    auto = ["--grow-when", "auto", "--steps-phase1", "60", "--steps-phase2", "4", "--steps-phase3", "8"]
+    through = shop.run(tmp_path / "through", *auto)
+    assert through.code == 0 and "So nothing grows" in through.out
     killed = shop.run(tmp_path / "killed", *auto, prepare=lambda: kill_points.patch("between_two_steps:9"))
-    assert killed.code < 0 and resume(tmp_path / "killed").code == 0
+    assert killed.code < 0
+    resumed = resume(tmp_path / "killed")
+    assert resumed.code == 0 and "Does growth pay" not in resumed.out
     assert parted(tmp_path / "through", tmp_path / "killed") == []
-
-
-@pytest.mark.parametrize("nth", [1, 5, 12])
-def test_a_stop_signal_does_not_wait_for_a_trial_of_growth(nth, shop, tmp_path):
-    """It is heard between two steps of the trial, of the grown copy or of the plain one; resumed, the trial is made."""
-    auto = ["--grow-when", "auto", "--steps-phase1", "60", "--steps-phase2", "4", "--steps-phase3", "4"]
-    assert shop.run(tmp_path / "through", *auto).code == 0
-    rows = read_history(tmp_path / "through" / "training_history.jsonl")
-    (trial,) = [row for row in rows if row["event"] == "trial"][:1]
-    steps = tmp_path / "steps"
-
-    def stop_in_a_trial():
-        train, calls = grow_when.train_step, 0
-
-        def asked(*arguments):
-            nonlocal calls
-            calls += 1
-            steps.write_text(str(calls))
-            if calls == nth:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return train(*arguments)
-
-        grow_when.train_step = asked
-
-    stopped = shop.run(tmp_path / "stopped", *auto, "--save-every", "60", prepare=stop_in_a_trial)
-    assert stopped.code == 143 and f"after step {trial['step']} of phase 1, and saved" in stopped.err, stopped.err
-    assert int(steps.read_text()) == nth, "no step of the trial after the signal"
-    assert resume(tmp_path / "stopped").code == 0
-    assert parted(tmp_path / "through", tmp_path / "stopped") == []
-
-
-@pytest.mark.parametrize("place", ["before its first step", "at its end", "while it is written down"])
-def test_a_stop_signal_around_a_trial_of_growth_makes_it_once(place, shop, tmp_path):
-    """A trial that is written down is over, and is not made again; one that is not is made when the run goes on."""
-    auto = ["--grow-when", "auto", "--steps-phase1", "60", "--steps-phase2", "4", "--steps-phase3", "4"]
-    assert shop.run(tmp_path / "through", *auto).code == 0
-
-    def stop() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def stop_around_a_trial():
-        try_growth, write = grow_when.try_growth, History.write
-
-        def tried(*arguments):
-            if place == "before its first step":
-                stop()
-            trial = try_growth(*arguments)
-            if place == "at its end":
-                stop()
-            return trial
-
-        def written(self, event, **values):
-            write(self, event, **values)
-            if event == "trial" and place == "while it is written down":
-                stop()
-
-        grow_when.try_growth, History.write = tried, written
-
-    stopped = shop.run(tmp_path / "stopped", *auto, "--save-every", "60", prepare=stop_around_a_trial)
-    assert stopped.code == 143, stopped.err
-    assert resume(tmp_path / "stopped").code == 0
-    assert parted(tmp_path / "through", tmp_path / "stopped") == []

@@ -6,7 +6,6 @@ import torch
 from config import PRESETS
 from models import load_model
 from phases import PHASES
-from run import grow_when
 from tests.ranks.worlds import LOSSES, STEPS, differences, rows_of
 
 TOLERANCE = 1e-5
@@ -46,22 +45,3 @@ def test_model_files_are_those_of_one_rank(one, several):
             parted = (shared["weights"][key] - weight).norm().item() / (RATES * n_directions**0.5)
             assert parted <= TURNED, (name, key, parted)
         load_model(several / name)
-
-
-def test_trials_of_growth_are_those_of_one_rank(world, tmp_path):
-    def short_trials():
-        # Of a few steps: after a hundred rounding has grown beyond the tolerance.
-        grow_when.FEWEST_STEPS, grow_when.TRIAL_SHARE = 1, 1.0
-
-    short = "--grow-when auto --steps-phase1 2 --steps-phase2 0 --steps-phase3 0 --sample-tokens 0".split()
-    trials = []
-    for n_ranks in (1, 2):
-        folder = tmp_path / str(n_ranks)
-        outcomes = world.run(n_ranks, folder, *short, prepare=short_trials)
-        assert [outcome.code for outcome in outcomes] == [0] * n_ranks, outcomes
-        trials.append([row for row in rows_of(folder) if row["event"] == "trial"])
-    assert trials[0]
-    for a, b in zip(*trials, strict=True):
-        assert (a["step"], a["pays"], a["flops"]) == (b["step"], b["pays"], b["flops"])
-        for name in ("loss_before", "loss_as_it_is", "loss_grown"):
-            assert abs(a[name] - b[name]) <= TOLERANCE
