@@ -34,9 +34,10 @@ def settle_growth(config: TrainingConfig, dense: ModelConfig) -> tuple[TrainingC
         return config, ""
     share = tokens_from_scratch(models, config) / count_parameters(large).active
     pays = share >= ENOUGH_TOKENS
+    times = f", which takes {ENOUGH_TOKENS / share:,.1f} times as many steps" if share and not pays else ""
     reason = (
         f"Does growth pay? For these FLOPs phase 3's model would see {share:.2g} tokens per active parameter from scratch; "
-        f"of two sizes the larger one was better from about {ENOUGH_TOKENS} on (docs/GROWTH_STUDY.md)."
+        f"of two sizes the larger one was better from about {ENOUGH_TOKENS} on{times} (docs/GROWTH_STUDY.md)."
     )
     if config.grow_when == "auto":
         settled = grown_early(models, config) if pays else never_grown(models, config)
