@@ -118,3 +118,8 @@ def test_a_router_that_could_not_learn_is_refused_with_the_reason():
         next_token_loss(model, torch.randint(101, (4, 17), generator=torch.Generator().manual_seed(0)))[0].backward()
         touched = [bool(block.mlp.router.weight.grad.any()) for block in model.blocks]
         assert touched == [top_k == 2] * 2
+
+
+def test_auto_is_refused_where_nobody_knows_what_was_trained_before():
+    with pytest.raises(UserError, match="grow_when is 'auto', but with start_phase 2 .* give --grow-when fixed"):
+        TrainingConfig(start_phase=2, grow_when="auto").validate()
