@@ -19,14 +19,14 @@ IDS_AT_ONCE = 8192
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 
 
-def tokens_per_chunk(device: torch.device) -> int:
+def tokens_per_chunk(device: torch.device, is_trained: bool = True) -> int:
     """Tokens whose logits exist at once.
 
-    Each chunk costs a pass over the output matrix's gradient, and holds its logits twice: at 50 k ids and in bf16
-    200 MB for 1,024 tokens. A large GPU wants more rows; a Mac has the memory of its CPU, and there a product with 50 k
-    outputs is wrong from 9 × 1024 rows on (pytorch #122045).
+    Each chunk holds its logits twice, at 50 k ids and in bf16 200 MB for 1,024 tokens, and where the output matrix is
+    trained costs a pass over its gradient: there a large GPU wants more rows. A Mac has the memory of its CPU, and a product
+    with 50 k outputs is wrong there from 9 × 1024 rows on (pytorch #122045).
     """
-    return 4096 if device.type == "cuda" else 1024
+    return 4096 if device.type == "cuda" and is_trained else 1024
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -53,7 +53,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         d_hidden_ND = torch.empty_like(hidden_ND) if wants_d_hidden else None
         d_output_VD = None
         total = hidden_ND.new_zeros((), dtype=exact)
-        chunk = tokens_per_chunk(hidden_ND.device)
+        chunk = tokens_per_chunk(hidden_ND.device, wants_d_output)
         for start in range(0, len(target_N), chunk):
             rows = slice(start, start + chunk)
             hidden, target = hidden_ND[rows], target_N[rows]

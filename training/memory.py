@@ -106,7 +106,7 @@ def forward_bytes(model: ModelConfig, tokens: int, device: torch.device) -> floa
     layer = 4 * tokens * model.d_model * (4 + 10 * copies)
     if device.type == "mps":
         layer = max(layer, 2 * 4 * tokens * model.n_heads * model.context_length)
-    return max(layer, 2 * 4 * min(tokens, tokens_per_chunk(device)) * model.vocab_size)
+    return max(layer, 2 * 4 * min(tokens, tokens_per_chunk(device, is_trained=False)) * model.vocab_size)
 
 
 def gathered_bytes(model: ModelConfig) -> float:
