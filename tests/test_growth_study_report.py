@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 from benchmarks import growth_study_report as report
 from benchmarks.growth_study import comparison, tables
 from benchmarks.growth_study.picture import draw_panel, growth_costs
-from benchmarks.growth_study.results import ABLATION, MIDDLE, OURS, RESULTS, SCRATCH, SMALL_MOE, Study, read_study
+from benchmarks.growth_study.results import ABLATION, AUTO, MIDDLE, OURS, RESULTS, SCRATCH, SMALL_MOE, Study, read_study
 
 # Loss by arm, seed and TFLOP.
 LOSSES = {
     SCRATCH: {0: {1: 3.0, 4: 2.0}, 1: {1: 3.2, 4: 2.2}},
     SMALL_MOE: {0: {1: 2.6, 4: 2.4}, 1: {1: 2.8, 4: 2.1}},
     OURS: {0: {1: 2.5, 4: 1.5}, 1: {1: 2.9, 4: 1.9}},
+    AUTO: {0: {4: 2.3}},
     "rival": {0: {4: 1.4}},
     f"{OURS}, lr 0.1": {0: {1: 2.5, 4: math.nan}},
     f"{OURS}, lr 0.02": {0: {1: 2.4, 4: 1.6}, 1: {1: 2.8, 4: 2.0}},
@@ -91,6 +92,7 @@ def test_losses_are_means_with_half_the_range_best_first_and_equal_means_share_t
         "| ours | 2 | **2.700 ± 0.200** | 1.700 ± 0.200 |",
         "| target from scratch | 2 | 3.100 ± 0.100 | 2.100 ± 0.100 |",
         "| small MoE continued | 2 | **2.700 ± 0.100** | 2.250 ± 0.150 |",
+        "| ours, auto | 1 | – | 2.300 |",
     ]
 
 
@@ -141,10 +143,12 @@ def test_seconds_of_another_machine_do_not_count(tmp_path):
 
 def test_ours_is_compared_to_the_arm_it_beats_by_least_on_the_same_seeds(study):
     table = tables.margin_table(study)
-    lines = [line.split(" | ", 2)[1:] for line in table.splitlines()[2:] if line.startswith(("| 1 T", "| 4 T"))]
-    assert ["scratch or small continued", "small MoE continued | +0.000 ± 0.100 | 0: -0.100, 1: +0.100 |"] in lines
-    assert ["scratch or small continued", "target from scratch | -0.400 ± 0.100 | 0: -0.500, 1: -0.300 |"] in lines
-    assert ["another way to grow", "rival | +0.100 | 0: +0.100 |"] in lines
+    assert table.splitlines()[2:] == [
+        "| 4 TFLOP | ours, auto | fixed size | target from scratch | +0.300 | 0: +0.300 |",
+        "| 1 TFLOP | ours | fixed size | small MoE continued | +0.000 ± 0.100 | 0: -0.100, 1: +0.100 |",
+        "| 4 TFLOP | ours | fixed size | target from scratch | -0.400 ± 0.100 | 0: -0.500, 1: -0.300 |",
+        "| 4 TFLOP | ours | other way to grow | rival | +0.100 | 0: +0.100 |",
+    ]
 
 
 def test_ablations_and_learning_rates_are_compared_where_both_have_seed_and_budget(study):
@@ -208,7 +212,13 @@ def test_the_picture_shows_the_arms_and_neither_sweeps_nor_ablations(study):
     panel = Figure().subplots()
     draw_panel(study, panel, "seconds", 1)
     bars, labels = panel.get_legend_handles_labels()
-    assert labels == ["ours: middle size, then grown", SCRATCH, SMALL_MOE, "rival"]
+    assert labels == [
+        "ours: middle size, then grown",
+        "ours, auto: grown early, where that pays",
+        SCRATCH,
+        SMALL_MOE,
+        "rival",
+    ]
     assert bars[0].lines[0].get_xydata() == pytest.approx(np.array([[200, 2.7], [400, 1.7]]))
     assert panel.get_title().endswith("(dashed, 2.100) with 76 % of its seconds")
     assert [text.xy[0] for text in panel.texts] == [50, 150]

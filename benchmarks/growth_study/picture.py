@@ -8,12 +8,13 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.growth_study.comparison import reach_scratch
-from benchmarks.growth_study.results import MIDDLE, OURS, SCRATCH, SMALL_DENSE, SMALL_MOE, Study, nats
+from benchmarks.growth_study.results import AUTO, MIDDLE, OURS, SCRATCH, SMALL_DENSE, SMALL_MOE, Study, nats
 from config import UserError
 
 # Colour, marker and name of the arms that carry the question; the others are drawn thin and muted.
 MAIN = {
     OURS: ("#cc3311", "o", "ours: middle size, then grown"),
+    AUTO: ("#ee7733", "*", "ours, auto: grown early, where that pays"),
     SCRATCH: ("#222222", "s", SCRATCH),
     SMALL_MOE: ("#0077bb", "^", SMALL_MOE),
     SMALL_DENSE: ("#009988", "v", SMALL_DENSE),

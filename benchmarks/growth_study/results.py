@@ -16,8 +16,9 @@ from statistics import fmean
 from config import UserError
 
 RESULTS = Path(__file__).parents[1] / "results" / "growth_study.json"
-SCRATCH, OURS = "target from scratch", "ours"
+SCRATCH, OURS, AUTO = "target from scratch", "ours", "ours, auto"
 SMALL_DENSE, SMALL_MOE, MIDDLE = "small dense continued", "small MoE continued", "middle size from scratch"
+FIXED = (SCRATCH, MIDDLE, SMALL_MOE, SMALL_DENSE)
 SWEEP, ABLATION = ", lr ", "ablation: "
 
 

@@ -13,11 +13,10 @@ from statistics import fmean
 from benchmarks.growth_study.comparison import Reach, differences, reach_scratch
 from benchmarks.growth_study.results import (
     ABLATION,
-    MIDDLE,
+    AUTO,
+    FIXED,
     OURS,
     SCRATCH,
-    SMALL_DENSE,
-    SMALL_MOE,
     Study,
     nats,
     split_sweep,
@@ -87,11 +86,11 @@ def reach_table(study: Study) -> str:
     return table(header, rows)
 
 
-def margin_cells(study: Study, candidates: list[str], budget: float) -> list[str]:
-    """The candidate that ours beats by least, ours minus it, and the same for each seed; one has to share a seed."""
-    margins = {arm: differences(study, OURS, arm, budget) for arm in candidates}
-    margins = {arm: by_seed for arm, by_seed in margins.items() if by_seed}
-    best = max(margins, key=lambda arm: fmean(margins[arm].values()))
+def margin_cells(study: Study, arm: str, candidates: list[str], budget: float) -> list[str]:
+    """The candidate that the arm beats by least, the arm minus it, and the same for each seed; one has to share a seed."""
+    margins = {other: differences(study, arm, other, budget) for other in candidates}
+    margins = {other: by_seed for other, by_seed in margins.items() if by_seed}
+    best = max(margins, key=lambda other: fmean(margins[other].values()))
     values = list(margins[best].values())
     return [
         best,
@@ -101,20 +100,21 @@ def margin_cells(study: Study, candidates: list[str], budget: float) -> list[str
 
 
 def margin_table(study: Study) -> str:
-    """Rivals of three kinds: the runs that do not grow, the other ways to grow, and the smaller target."""
-    fixed, smaller = (SCRATCH, SMALL_DENSE, SMALL_MOE), (MIDDLE,)
-    kinds = {
-        "scratch or small continued": [arm for arm in study.arms if arm in fixed],
-        "another way to grow": [arm for arm in study.arms if arm not in (*fixed, *smaller, OURS)],
-        "a smaller target": [arm for arm in study.arms if arm in smaller],
-    }
+    """Of ours and of the rule, against the best fixed size; and of ours against the best other way to grow."""
+    fixed = [arm for arm in study.arms if arm in FIXED]
+    growing = [arm for arm in study.arms if arm not in (*FIXED, OURS, AUTO)]
     rows = [
-        [tflop(budget), kind, *margin_cells(study, candidates, budget)]
-        for budget in study.budgets(OURS)
-        for kind, candidates in kinds.items()
-        if any(differences(study, OURS, arm, budget) for arm in candidates)
+        [tflop(budget), arm, kind, *margin_cells(study, arm, candidates, budget)]
+        for arm, kind, candidates in (
+            (AUTO, "fixed size", fixed),
+            (OURS, "fixed size", fixed),
+            (OURS, "other way to grow", growing),
+        )
+        if arm in study.annealed
+        for budget in study.budgets(arm)
+        if any(differences(study, arm, other, budget) for other in candidates)
     ]
-    return table(["budget", "against", "the best of them", "ours minus it", "by seed"], rows)
+    return table(["budget", "arm", "against the best", "which is", "arm minus it", "by seed"], rows)
 
 
 def compared_table(study: Study, labels: list[str], rows: list[tuple[list[str], str, str]]) -> str:
@@ -153,8 +153,8 @@ def tables(study: Study) -> str:
     ]
     if OURS in study.annealed:
         parts += [
-            "### Ours against the best of the others\n\n"
-            "Differences in nats on the same seeds; below zero, ours is better.",
+            "### Against the best of the others\n\n"
+            "Differences in nats on the same seeds; below zero, the arm is better.",
             margin_table(study),
         ]
     if study.sweeps:
