@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_generate import TOLERANCE, largest_drift
+from test_kv_cache import TOLERANCE, largest_drift
 from test_run import run
 
 from config import ModelConfig, TrainingConfig, UserError
