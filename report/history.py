@@ -4,7 +4,8 @@ Every row has `event`, `time` (seconds since 1970) and, last, `crc`: the CRC-32 
 chained through the rows above. A changed, missing or doubled line is found at once. By event:
 
 run           versions, git commit, device, threads, precision, config, data, parameters of each phase, outlook (whether
-              growth was expected to pay, and why; missing where nothing grows)
+              growth was expected to pay, and why; missing where the settings as given make nothing larger, and with a
+              start_phase)
 resumed       phase, step, changes: what a resumed run does otherwise than its `run` row says, and parameters as there;
               no row without changes, since such a run is the one that was never stopped
 step          phase, step (in the phase), loss (training batch, nats a token), lr, grad_norm,
@@ -45,7 +46,7 @@ SEAL = re.compile(rb', "crc": "([0-9a-f]{8})"}\n$')
 # Fields that tell when something happened, or on what a machine, and not what: two equal runs differ in them alone.
 WALL_CLOCK = ("time", "seconds", "memory_bytes")
 # Of a `run` row: what is told by the fingerprint already, or follows from config and data.
-NOT_COMPARED = ("event", "config", "data", "parameters", *WALL_CLOCK)
+NOT_COMPARED = ("event", "config", "data", "parameters", "outlook", *WALL_CLOCK)
 # How a run is started, where it keeps and shows things, when it saves: no figure depends on these, and they are not
 # compared.
 NEUTRAL = (

@@ -24,7 +24,8 @@ def phase_header(phase: Phase, plan: Plan, config: TrainingConfig) -> str:
         "",
         "=" * 60,
         f"  PHASE {phase.number}  —  {phase.title}",
-        f"  Steps: {config.steps(phase.number)}  |  LR: {config.learning_rate(phase.number):g}  |  Device: {plan.machine.device}",
+        f"  Steps: {config.steps(phase.number)}  |  LR: {config.learning_rate(phase.number):g}"
+        f"  |  Device: {plan.machine.device}",
         rule,
         f"  Total Parameters:       {count.total / 1e6:.2f} M",
         f"  Active Params/tok:      {count.active / 1e6:.2f} M  {active}",
@@ -47,8 +48,7 @@ def duration_line(plan: Plan, config: TrainingConfig, begins_with: int, step: in
     if plan.machine.n_ranks > 1:
         return "How long several ranks will take is not told"
     n_steps = [0 if phase.number < begins_with else config.steps(phase.number) for phase in PHASES]
-    # A phase that trials of growth end may have outlasted its steps.
-    n_steps = [max(0, n - step * (phase.number == begins_with)) for n, phase in zip(n_steps, PHASES)]
+    n_steps = [n - step * (phase.number == begins_with) for n, phase in zip(n_steps, PHASES)]
     if not any(n_steps):
         return "All of its steps are trained"
     seconds = seconds_of_phases(plan, config, n_steps)

@@ -84,6 +84,8 @@ def out_of_memory(run: Run | None) -> str:
         if not all(may_differ(name, run.saver.position) for name in change):  # growth, once it is done
             continue
         flags = as_flags({name: value for name, value in change.items() if value != getattr(config, name)})
+        if not flags:
+            continue
         try:
             ways.append(f"{flags} needs {need(**change):.3g} GB")
         except UserError:  # 1.5 gives no whole number of heads here

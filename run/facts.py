@@ -14,7 +14,7 @@ from config import ModelConfig
 from training.plan import Plan
 
 
-def facts(plan: Plan, heldout_batch: int, outlook: str = "", start_model: ModelConfig | None = None) -> dict:
+def facts(plan: Plan, heldout_batch: int, outlook: str, start_model: ModelConfig | None) -> dict:
     """By name, for the history and the saved state.
 
     Args:

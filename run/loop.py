@@ -97,8 +97,10 @@ def end_phase(
 
 
 def phase_rates(config: TrainingConfig, phase: Phase) -> Callable[[int], float]:
-    """The learning rate of each step of a phase, which begins where the one before it ended, and ends at `final_lr_share`
-    of its peak."""
+    """The learning rate of each step of a phase.
+
+    A phase begins where the one before it ended, and ends at `final_lr_share` of its peak.
+    """
 
     def end(phase: Phase) -> float:
         return config.learning_rate(phase.number) * config.final_lr_share

@@ -33,7 +33,7 @@ class Run:
     """Settings, data and history of one run, and how far it has come.
 
     `began_at` is the state with which it began, and `entry` the model and the moments; each is taken once.
-    `identity` is what its saved states say of it: settings, stories, facts.
+    `config` is what it trains by; `identity` is what its saved states say of it: settings, stories, facts, settled.
     """
 
     config: TrainingConfig

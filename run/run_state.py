@@ -21,7 +21,7 @@ from run.progress import Progress
 from transfer.optimizer_growth import Moments
 
 SHARD_FOLDERS = ("run_state.a", "run_state.b")  # of several ranks: see run/state_shards.py
-FORMAT = "bilateral-growth-run/5"
+FORMAT = "bilateral-growth-run/6"
 
 
 @dataclass
@@ -37,7 +37,8 @@ class RunState:
     rows: figures of steps that are not in the history yet, as `StepRows` holds them.
     coverage: of `GradientCoverage`, while it watches.
     history_bytes, history_crc: how far the history had come.
-    config, data, facts: what must be the same, or may be only knowingly different.
+    config, data, facts: what must be the same, or may be only knowingly different; settings as they were given.
+    settled: the settings that `grow_when` made others of, and these.
     shards: of several ranks: `folder` beside the file, `sha256` of each file in it, and whether it `has_weights`. Weights
         and moments are there, but for moments that are one number.
     """
@@ -45,6 +46,7 @@ class RunState:
     config: dict
     data: dict
     facts: dict
+    settled: dict = field(default_factory=dict)
     phase: int = 1
     step: int = 0
     is_complete: bool = False

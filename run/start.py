@@ -72,7 +72,7 @@ def print_plan(config: TrainingConfig, device: torch.device) -> None:
     """What a run would take, and start nothing: for the tokenizer and the precision that it will most probably have."""
     start_model = start_geometry(config)
     dense = dense_of(start_model) if start_model else probable_dense(config)
-    config, outlook = (config, "") if config.resume else settle_growth(config, dense)
+    config, outlook = settle_growth(config, dense)
     plan = make_plan(config, dense, Machine.now(device, probable_precision(device, config), planned_count()))
     print(plan.table())
     if not plan.is_refused:
@@ -84,9 +84,9 @@ def print_plan(config: TrainingConfig, device: torch.device) -> None:
 class Settled:
     """What a run goes by.
 
-    config: as given; of a new run with what `grow_when` made of it. outlook: whether growth was
-    expected to pay when the run began.
-    decided: with what the saved run had decided for "auto".
+    given: as given. config: with what `grow_when` made of it when the run began.
+    decided: and with what the saved run had decided for the "auto" of precision and memory.
+    outlook: whether growth was expected to pay when the run began.
     saved: the state that it goes on from, `changes` the settings that differ from that one's, as [saved, now].
     earlier_files: of a run in the folder, which make room for this one.
     start_model: the model with which `start_phase` begins.
@@ -94,9 +94,10 @@ class Settled:
     dense: the geometry of phase 1, from which those of the others follow.
     """
 
+    given: TrainingConfig
     config: TrainingConfig
-    outlook: str
     decided: TrainingConfig
+    outlook: str
     folder: Path
     saved: RunState | None
     changes: dict[str, list]
@@ -108,35 +109,56 @@ class Settled:
     dense: ModelConfig
     compute_dtype: torch.dtype | None
 
+    @property
+    def by_growth(self) -> dict:
+        """The settings that `grow_when` made others of, and these."""
+        return {name: value for name, value in vars(self.config).items() if value != getattr(self.given, name)}
 
-def settle(config: TrainingConfig, device: torch.device, folder: Path) -> Settled:
+
+def settle(given: TrainingConfig, device: torch.device, folder: Path) -> Settled:
     """Settings, data, precision. Raises UserError where one of them cannot be used."""
-    saved, changes, earlier_files, start_model = team().in_turn(lambda: look_into(folder, config))
-    outlook = ""
+    saved, changes, earlier_files, start_model = team().in_turn(lambda: look_into(folder, given))
     if saved:
         require_whole_shards(saved, folder)
-        outlook = saved.facts.get("outlook", "")
-    elif not start_model:
-        config, outlook = settle_growth(config, probable_dense(config))
+        kept = {name: value for name, value in saved.settled.items() if name not in changes}
+        config, outlook = dataclasses.replace(given, **kept), saved.facts.get("outlook", "")
+        data = team().in_turn(lambda: stories_of(config, saved.facts["heldout_batch"], goes_on=True))
+    else:
+        config, outlook, data = team().in_turn(lambda: begin_with(given, start_model))
     decided = decided_before(saved, config, changes) if saved else config
-    heldout_batch = saved.facts["heldout_batch"] if saved else config.batch_size
-    data = team().in_turn(lambda: stories_of(config, heldout_batch, bool(saved)))
     if start_model:
         require_tokenizer(start_model, data)
     stories = fingerprint(data)
     team().require_alike(stories, "its stories are not those of rank 0; give all machines the same --data")
     if saved:
         require_same_stories(saved.data, stories)
-    heldout = data.heldout_batches()
-    if start_model:
-        dense = dense_of(start_model)
-    else:
-        dense = config.dense_geometry(data.tokenizer.n_vocab, data.summary["tokenizer"])
+    heldout, dense = data.heldout_batches(), dense_with(given, start_model, data)
     compute_dtype = team().agreed(choose_precision(device, decided, decided.geometries_from(dense)[-1]))
     return Settled(
-        config, outlook, decided, folder, saved, changes, earlier_files, start_model, data, heldout, stories, dense,
+        given, config, decided, outlook, folder, saved, changes, earlier_files, start_model, data, heldout, stories, dense,
         compute_dtype,
     )  # fmt: skip
+
+
+def begin_with(given: TrainingConfig, start_model: ModelConfig | None) -> tuple[TrainingConfig, str, StoryData]:
+    """Of a new run: its settings with what `grow_when` makes of them, what is said of its growth, and its stories.
+
+    How many of these are read hangs on the steps, and what growth costs on the tokenizer, which is known with the
+    stories: where it is another one than expected, they may have to be read once more.
+    """
+    guess, _ = settle_growth(given, dense_of(start_model) if start_model else probable_dense(given))
+    data = stories_of(guess, given.batch_size, goes_on=False)
+    config, outlook = settle_growth(given, dense_with(given, start_model, data))
+    if config.total_steps != guess.total_steps:
+        data = stories_of(config, given.batch_size, goes_on=False)
+    return config, outlook, data
+
+
+def dense_with(given: TrainingConfig, start_model: ModelConfig | None, data: StoryData) -> ModelConfig:
+    """The geometry of phase 1: of the model that was there, or as given, for these stories' tokenizer."""
+    if start_model:
+        return dense_of(start_model)
+    return given.dense_geometry(data.tokenizer.n_vocab, data.summary["tokenizer"])
 
 
 def stories_of(config: TrainingConfig, heldout_batch: int, goes_on: bool) -> StoryData:
@@ -195,7 +217,7 @@ def open_run(settled: Settled, plan: Plan, stop: StopSignals) -> Run:
     config, folder = settled.config, settled.folder
     new = beginning(settled, plan)
     at = settled.saved or new
-    identity = {"config": new.config, "data": new.data, "facts": new.facts}
+    identity = {"config": new.config, "data": new.data, "facts": new.facts, "settled": new.settled}
     progress = copy.deepcopy(at.progress)
     progress.steps = progress.steps * at.config["batch_size"] // config.batch_size
     entry = enter(at, folder, plan, config.seed)
@@ -249,9 +271,10 @@ def beginning(settled: Settled, plan: Plan) -> RunState:
     """
     config = settled.config
     state = RunState(
-        dataclasses.asdict(config),
+        dataclasses.asdict(settled.given),
         settled.stories,
         facts(plan, settled.data.heldout_batch, settled.outlook, settled.start_model),
+        settled.by_growth,
     )
     for phase in PHASES[: config.start_phase - 1]:
         state.phase, state.is_complete = phase.number, True
@@ -271,7 +294,7 @@ def record_start(run: Run, changes: dict[str, list]) -> None:
         run.history.write(
             "run",
             **facts,
-            config=run.identity["config"],
+            config=run.identity["config"] | run.identity["settled"],
             data=run.data.summary,
             fingerprint={split: stories[split]["checksums"][-1] for split in ("train", "valid")},
             bytes_per_token=run.data.bytes_per_token,

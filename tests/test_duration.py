@@ -85,13 +85,6 @@ def test_a_run_that_goes_on_is_told_of_what_is_left(plan):
     assert duration_line(plan, TINY, begins_with=4) == "All of its steps are trained"
 
 
-def test_a_phase_that_has_outlasted_its_steps_takes_no_time_back(plan):
-    """With --grow-when auto a phase may last four times its steps."""
-    left = sum(seconds_of_phases(plan, TINY, [0, 0, TINY.steps_phase3]))
-    line = duration_line(plan, TINY, begins_with=2, step=3 * TINY.steps_phase2)
-    assert f"About {in_words(left)} of training" in line and "phase 2" not in line and "-" not in line
-
-
 def test_the_precision_is_told_with_the_time(plan):
     assert "of training in fp32," in duration_line(plan, TINY, begins_with=1)
     lower = dataclasses.replace(plan, machine=dataclasses.replace(plan.machine, compute_dtype=torch.bfloat16))

@@ -150,6 +150,18 @@ def test_loss_computes_no_gradient_that_nobody_wants():
     assert model.embedding.weight.grad is None and model.blocks[0].mlp.up.weight.grad.any()
 
 
+def test_chunks_are_large_only_where_a_gpu_trains(monkeypatch):
+    chunk = loss_module.tokens_per_chunk
+    assert [chunk(torch.device(d), t) for d in ("cuda", "mps", "cpu") for t in (True, False)] == [4096] + [1024] * 5
+    seen = []
+    monkeypatch.setattr(loss_module, "tokens_per_chunk", lambda device, is_trained: seen.append(is_trained) or 1024)
+    model, batch = lively_dense_model(SMALL), tokens(SMALL)
+    next_token_loss(model, batch)
+    with torch.no_grad():
+        next_token_loss(model, batch)
+    assert seen == [True, False]
+
+
 def test_compute_dtype_changes_products_and_leaves_weights():
     model = lively_moe_model(SMALL)
     batch = tokens(SMALL)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from benchmarks.growth_study.arms import MIDDLE, TARGET
+from benchmarks.growth_study.arms import MIDDLE, TARGET, arm_of
 from config import PRESETS
 from models import count_parameters
 from training.flops import step_flops
@@ -47,7 +47,7 @@ def test_what_is_expected_turns_where_the_sizes_crossed_and_changes_nothing(shar
     assert f"Expect {expected}" in outlook
 
 
-@pytest.mark.parametrize("n_steps", [(200, 120, 120), (0, 0, 50), (3, 3, 0)])
+@pytest.mark.parametrize("n_steps", [(200, 120, 120), (0, 0, 50)])
 def test_auto_gives_the_flops_to_the_size_that_they_suit_where_that_is_the_small_one(n_steps):
     config = with_steps(*n_steps, grow_when="auto")
     settled, outlook = settle_growth(config, DENSE)
@@ -83,7 +83,7 @@ def test_steps_in_parts_cost_what_they_count_first():
     assert parts[0] == whole[0] and parts[1] > whole[1] and parts[2] > whole[2]
 
 
-@pytest.mark.parametrize("change", [{"scale_factor": 1.0, "extra_layers": 0}, {"start_phase": 2}])
+@pytest.mark.parametrize("change", [{"scale_factor": 1.0, "extra_layers": 0}, {"steps_phase3": 0}, {"start_phase": 2}])
 def test_nothing_is_said_where_nothing_grows_or_is_known(change):
     config = dataclasses.replace(TINY, **change)
     assert settle_growth(config, DENSE) == (config, "")
@@ -102,3 +102,15 @@ def test_the_middle_size_crossed_the_small_one_there():
     tokens = [budget / step_flops(MIDDLE, 8) * 8 * MIDDLE.context_length for budget in (3e12, 4e12)]
     shares = [n / count_parameters(MIDDLE).active for n in tokens]
     assert shares[0] < ENOUGH_TOKENS < shares[1]
+
+
+@pytest.mark.parametrize("budget, size", [(6e12, MIDDLE), (48e12, MIDDLE), (96e12, TARGET)])
+def test_the_study_s_arm_chooses_as_a_run_does(budget, size):
+    assert arm_of("ours, auto", budget).growths[-1].to == size
+    n_steps = round(budget / step_flops(TARGET, 8))
+    config = dataclasses.replace(
+        with_steps(0, 0, n_steps), grow_when="auto", d_model=64, n_layers=4, n_heads=4, scale_factor=2.0, extra_layers=2
+    )
+    dense = config.dense_geometry(4_097)
+    assert config.geometries_from(dense)[-1] == TARGET
+    assert settle_growth(config, dense)[0].geometries_from(dense)[-1] == size

@@ -1,9 +1,9 @@
 """Whether growth is expected to pay, told before any of it is trained; after docs/GROWTH_STUDY.md.
 
-For equal FLOPs the larger of two sizes is the better one only from so many tokens on. Growth is exact, so at the boundary
-the large model has the smaller one's loss, and learns from there as a large one does: where the smaller one, trained on,
-would still be ahead at the end, growth does not catch up with it; where it would not, what it learns before growth is worth
-less than it costs.
+For equal FLOPs the larger of two sizes is the better one only from so many tokens on. Growth is exact, so at the
+boundary the large model has the smaller one's loss, and learns from there as a large one does: where the smaller one,
+trained on, would still be ahead at the end, growth does not catch up with it; where it would not, what it learns before
+growth is worth less than it costs.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ EARLY_SHARE = 0.013
 def settle_growth(config: TrainingConfig, dense: ModelConfig) -> tuple[TrainingConfig, str]:
     """The settings with which a run that begins with the model `dense` trains, and what is said of its growth.
 
-    With `grow_when = "auto"` the FLOPs that the given steps cost are given to the size that they suit: phase 3 grows nothing
-    and trains phase 2's model on, or phases 1 and 2 are short. Otherwise the settings are as they were. Nothing is said, or
-    changed, where phase 3 makes nothing larger, nor of a run whose first model may have seen more than this run knows of.
+    With `grow_when = "auto"` the FLOPs that the given steps cost are given to the size that they suit: phase 3 grows
+    nothing and trains phase 2's model on, or phases 1 and 2 are short. Otherwise the settings are as they were.
+    Nothing is said, or changed, where phase 3 has no steps or makes nothing larger, nor of a run whose first model may
+    have seen more than this run knows of.
     """
     models = config.geometries_from(dense)
     *_, small, large = models
-    if config.start_phase > 1 or (small.d_model, small.n_layers) == (large.d_model, large.n_layers):
+    is_larger = (small.d_model, small.n_layers) != (large.d_model, large.n_layers)
+    if not is_larger or not config.steps_phase3 or config.start_phase > 1:
         return config, ""
     share = tokens_from_scratch(models, config) / count_parameters(large).active
     pays = share >= ENOUGH_TOKENS
-    times = f", which takes {ENOUGH_TOKENS / share:,.1f} times as many steps" if share and not pays else ""
+    times = "" if pays else f", which takes {figure(ENOUGH_TOKENS / share)} times as many steps"
     reason = (
-        f"Does growth pay? For these FLOPs phase 3's model would see {share:.2g} tokens per active parameter from scratch; "
-        f"of two sizes the larger one was better from about {ENOUGH_TOKENS} on{times} (docs/GROWTH_STUDY.md)."
+        f"Does growth pay? For these FLOPs phase 3's model would see {figure(share)} tokens per active parameter from "
+        f"scratch; of two sizes the larger one was better from about {ENOUGH_TOKENS} on{times} (docs/GROWTH_STUDY.md)."
     )
     if config.grow_when == "auto":
         settled = grown_early(models, config) if pays else never_grown(models, config)
@@ -47,10 +49,15 @@ def settle_growth(config: TrainingConfig, dense: ModelConfig) -> tuple[TrainingC
     expected = (
         "phase 3 to end better than phase 2's model trained on; --grow-when auto grows early"
         if pays
-        else "phase 2's model, trained on, to end better than phase 3, and phase 3 better than its own size from scratch; "
-        "--grow-when auto trains it on"
+        else "phase 2's model, trained on, to end better than phase 3, and phase 3 better than its own size from "
+        "scratch; --grow-when auto trains it on"
     )
     return config, f"{reason} Expect {expected}."
+
+
+def figure(number: float) -> str:
+    """Three digits, and as many more as stand before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def never_grown(models: tuple[ModelConfig, ...], config: TrainingConfig) -> TrainingConfig:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.growth_study.arms import ARMS, BATCH, CONTEXT
+from benchmarks.growth_study.arms import ARMS, BATCH, CONTEXT, arm_of
 from benchmarks.growth_study.results import RESULTS
 from benchmarks.growth_study.runs import END_BATCHES, Results, run_arm
 from command_line import OneLineParser, run_command
@@ -47,7 +47,7 @@ def run_study(given: list[str] | None) -> None:
     budgets = [tflop * 1e12 for tflop in arguments.budgets]
     runs = [(name, seed, budget) for seed in arguments.seeds for budget in budgets for name in arguments.arms]
     for name, seed, budget in runs[arguments.worker[0] :: arguments.worker[1]]:
-        arm = ARMS[name](budget) if callable(ARMS[name]) else ARMS[name]
+        arm = arm_of(name, budget)
         if arguments.lr:
             arm, name = dataclasses.replace(arm, lr=arguments.lr), f"{name}, lr {arguments.lr:g}"
         done = {(row["arm"], row["seed"], row["budget"]) for row in results.rows()}

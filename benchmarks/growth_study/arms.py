@@ -82,11 +82,20 @@ def upcycled_with(operator: str, noise: float) -> Arm:
 
 
 def auto(budget: float) -> Arm:
-    """What `--grow-when auto` makes of it: the middle size, and where the target suits the budget (FLOPs), that, early."""
+    """The choice of `--grow-when auto`: the middle size, or, where the target suits the budget (FLOPs), that, early.
+
+    The rates are the study's: at their peak around an early growth. The experts begin when those of `ours` do, or,
+    before an early growth, when auto's.
+    """
     tokens = budget / step_flops(TARGET, BATCH) * BATCH * CONTEXT
     if tokens < ENOUGH_TOKENS * count_parameters(TARGET).active:
         return Arm(MIDDLE_DENSE, (UPCYCLE_MIDDLE,))
     return Arm(MIDDLE_DENSE, (Growth(EARLY_SHARE, MIDDLE, "upcycled"), Growth(2 * EARLY_SHARE, TARGET, "ours")))
+
+
+def arm_of(name: str, budget: float) -> Arm:
+    arm = ARMS[name]
+    return arm(budget) if callable(arm) else arm
 
 
 ARMS = {

@@ -87,7 +87,7 @@ def reach_table(study: Study) -> str:
 
 
 def margin_cells(study: Study, arm: str, candidates: list[str], budget: float) -> list[str]:
-    """The candidate that the arm beats by least, the arm minus it, and the same for each seed; one has to share a seed."""
+    """The candidate that the arm beats by least, the arm minus it, and that for each seed; one has to share a seed."""
     margins = {other: differences(study, arm, other, budget) for other in candidates}
     margins = {other: by_seed for other, by_seed in margins.items() if by_seed}
     best = max(margins, key=lambda other: fmean(margins[other].values()))
@@ -100,7 +100,7 @@ def margin_cells(study: Study, arm: str, candidates: list[str], budget: float) -
 
 
 def margin_table(study: Study) -> str:
-    """Of ours and of the rule, against the best fixed size; and of ours against the best other way to grow."""
+    """Ours and "ours, auto" against the best fixed size, and ours against the best other way to grow."""
     fixed = [arm for arm in study.arms if arm in FIXED]
     growing = [arm for arm in study.arms if arm not in (*FIXED, OURS, AUTO)]
     rows = [

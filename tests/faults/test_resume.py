@@ -23,6 +23,7 @@ from run.saver import LARGEST_SHARE, Saver
 from test_growth_checks import lively_dense_model
 from tests.faults import kill_points
 from tests.faults.runs import parted, resume, start
+from training import outlook
 
 
 @pytest.fixture(scope="module")
@@ -299,12 +300,26 @@ def test_lean_memory_is_resumed_as_well(shop, tmp_path):
     assert parted(tmp_path / "through", tmp_path / "killed") == []
 
 
-def test_what_auto_made_of_the_steps_holds_where_a_run_goes_on(shop, tmp_path):
+@pytest.mark.parametrize("enough, said", [(1.5, "So nothing grows"), (0.0, "So the model grows early")])
+def test_what_auto_made_of_the_steps_holds_where_the_same_command_goes_on(enough, said, shop, tmp_path):
+    """Also where torchrun starts it again; what is given otherwise than at first takes its place."""
     auto = ["--grow-when", "auto", "--steps-phase1", "60", "--steps-phase2", "4", "--steps-phase3", "8"]
-    through = shop.run(tmp_path / "through", *auto)
-    assert through.code == 0 and "So nothing grows" in through.out
-    killed = shop.run(tmp_path / "killed", *auto, prepare=lambda: kill_points.patch("between_two_steps:9"))
-    assert killed.code < 0
-    resumed = resume(tmp_path / "killed")
+
+    def enough_tokens():
+        outlook.ENOUGH_TOKENS = enough
+
+    def killed_early():
+        enough_tokens()
+        kill_points.patch("between_two_steps:1")
+
+    through = shop.run(tmp_path / "through", *auto, prepare=enough_tokens)
+    assert through.code == 0 and said in " ".join(through.out.split())
+    assert shop.run(tmp_path / "killed", *auto, prepare=killed_early).code < 0
+    shutil.copytree(tmp_path / "killed", tmp_path / "longer")
+    resumed = resume(tmp_path / "killed", *auto)
     assert resumed.code == 0 and "Does growth pay" not in resumed.out
     assert parted(tmp_path / "through", tmp_path / "killed") == []
+    longer = resume(tmp_path / "longer", *auto, "--steps-phase3", "61")
+    assert longer.code == 0 and "steps_phase3 8 → 61" in longer.out
+    rows = read_history(tmp_path / "longer" / "training_history.jsonl")
+    assert max(row["step"] for row in rows if row["event"] == "step" and row["phase"] == 3) == 60
