@@ -313,9 +313,12 @@ def test_the_early_growths_in_the_docs_are_those_of_the_rows():
     for row in rows:
         if row["budget"] == 6e12:
             losses.setdefault(row["arm"].removeprefix(ABLATION), {})[row["seed"]] = row["loss"]
-    fixed = losses.pop(MIDDLE)
+    fixed, auto = losses.pop(MIDDLE), losses.pop(AUTO)
     assert len(losses) == 6
     told = (Path(report.__file__).parent.parent / "docs" / "GROWTH_STUDY.md").read_text()
+    assert f"`--grow-when auto` at 6 TFLOP ends at {auto[0]:.3f}, the middle size at {fixed[0]:.3f}" in told
+    behind = {row["arm"]: row["loss"] for row in rows if row["budget"] == 96e12}
+    assert f"at 96 the target ends at {behind[SCRATCH]:.3f} and the middle size at {behind[MIDDLE]:.3f}" in told
     for arm, by_seed in losses.items():
         cells = next(
             line.split(" | ") for line in told.splitlines() if line.startswith(f"| {arm} |") and line[-4:-2].isdigit()
