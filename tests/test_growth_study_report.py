@@ -318,6 +318,10 @@ def test_the_early_growths_in_the_docs_are_those_of_the_rows():
     told = (Path(report.__file__).parent.parent / "docs" / "GROWTH_STUDY.md").read_text()
     assert f"`--grow-when auto` at 6 TFLOP ends at {auto[0]:.3f}, the middle size at {fixed[0]:.3f}" in told
     behind = {row["arm"]: row["loss"] for row in rows if row["budget"] == 96e12}
+    assert (
+        f"at 96 TFLOP it grows early and ends at {behind[AUTO]:.3f}, {behind[AUTO] - behind[SCRATCH]:.3f} behind"
+        in told
+    )
     assert f"at 96 the target ends at {behind[SCRATCH]:.3f} and the middle size at {behind[MIDDLE]:.3f}" in told
     for arm, by_seed in losses.items():
         cells = next(
