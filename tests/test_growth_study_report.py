@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from benchmarks import growth_study_report as report
 from benchmarks.growth_study import comparison, tables
-from benchmarks.growth_study.picture import draw_panel, growth_costs
-from benchmarks.growth_study.results import ABLATION, AUTO, MIDDLE, OURS, RESULTS, SCRATCH, SMALL_MOE, Study, read_study
+from benchmarks.growth_study.picture import MAIN, draw_panel
+from benchmarks.growth_study.results import AUTO, MIDDLE, OURS, RESULTS, SCRATCH, SMALL_MOE, Study, read_study
 
 # Loss by arm, seed and TFLOP.
 LOSSES = {
@@ -21,11 +21,8 @@ LOSSES = {
     SMALL_MOE: {0: {1: 2.6, 4: 2.4}, 1: {1: 2.8, 4: 2.1}},
     OURS: {0: {1: 2.5, 4: 1.5}, 1: {1: 2.9, 4: 1.9}},
     AUTO: {0: {4: 2.3}},
-    "rival": {0: {4: 1.4}},
-    f"{OURS}, lr 0.1": {0: {1: 2.5, 4: math.nan}},
-    f"{OURS}, lr 0.02": {0: {1: 2.4, 4: 1.6}, 1: {1: 2.8, 4: 2.0}},
-    f"{ABLATION}no noise": {1: {4: 2.0, 8: 1.8}},
-    f"{ABLATION}no layers": {0: {4: 1.6, 8: 1.5}, 1: {4: 1.8, 8: 1.7}},
+    "G_stack": {0: {4: 1.4}},
+    "zero-copy": {1: {4: math.nan, 8: 1.8}},
 }
 # Ours takes twice as long as the others at 1 TFLOP, and as long at 4.
 SECONDS = {OURS: {1: 200, 4: 400}}
@@ -84,45 +81,53 @@ def run(results: Path, markdown: Path) -> int:
     return report.main([text for name, path in flags.items() for text in (f"--{name}", str(path))])
 
 
-def test_losses_are_means_with_half_the_range_best_first_and_equal_means_share_the_bold(study):
-    assert tables.loss_table(study).splitlines() == [
-        "| arm | seeds | 1 TFLOP | 4 TFLOP |",
-        "| --- | --- | --- | --- |",
-        "| rival | 1 | – | **1.400** |",
-        "| ours | 2 | **2.700 ± 0.200** | 1.700 ± 0.200 |",
-        "| target from scratch | 2 | 3.100 ± 0.100 | 2.100 ± 0.100 |",
-        "| small MoE continued | 2 | **2.700 ± 0.100** | 2.250 ± 0.150 |",
-        "| ours, auto | 1 | – | 2.300 |",
+def cost(study: Study, arm: str, tflop: int, unit: str) -> str:
+    return tables.reach_cell(comparison.reach_scratch(study, arm, tflop * 1e12, unit))
+
+
+def test_each_budget_has_its_best_fixed_size_and_growth_beside_it(study):
+    """Ours falls by 1 nat from 1 to 4 TFLOP. Means: 2.7 to 2.1 is 0.6 of that, 4**0.6 / 4 = 57 %, in seconds
+    2**0.6 / 2 = 76 %; seed 0: 2.5 to 2.0, 4**0.5 / 4 = 50 % and 71 %; seed 1: 2.9 to 2.2, 4**0.7 / 4 = 66 % and 81 %.
+    """
+    assert tables.budget_table(study).splitlines()[2:] == [
+        "| 1 TFLOP | small MoE continued, 2.700 ± 0.100 | **+0.000** (0: -0.100, 1: +0.100) | – | 3.100 ± 0.100 "
+        "| < 100 % | < 200 % |",
+        "| 4 TFLOP | target from scratch, 2.100 ± 0.100 | **-0.400** (0: -0.500, 1: -0.300) | **+0.300** (0: +0.300) "
+        "| 2.100 ± 0.100 | 57 % (50 to 66) | 76 % (71 to 81) |",
     ]
 
 
-def test_cost_to_reach_a_loss_is_interpolated_and_never_extrapolated(study):
-    """Ours falls by 1 nat from 1 to 4 TFLOP. Means: 2.7 to 2.1 is 0.6 of that, 4**0.6 / 4 = 57 %, in seconds
-    2**0.6 / 2 = 76 %; seed 0: 2.5 to 2.0, 4**0.5 / 4 = 50 % and 71 %; seed 1: 2.9 to 2.2, 4**0.7 / 4 = 66 % and 81 %.
-    Of the small MoE only seed 1 comes down to its 2.2: (2.8 - 2.2) / 0.7 of the way, 4**(6/7) / 4 = 82 %.
-    """
-    table = tables.reach_table(study)
-    assert table.splitlines()[0] == (
-        "| arm | loss 3.100: FLOPs | loss 3.100: seconds | loss 2.100: FLOPs | loss 2.100: seconds |"
-    )
-    assert line(table, SCRATCH) == "| target from scratch | 1 TFLOP | 100 s | 4 TFLOP | 400 s |"
-    assert line(table, OURS) == "| ours | < 100 % | < 200 % | 57 % (50 to 66) | 76 % (71 to 81) |"
-    partly = "not reached (82 to not reached)"
-    assert line(table, SMALL_MOE) == f"| small MoE continued | < 100 % | < 100 % | {partly} | {partly} |"
-    # One seed, which starts at 4 TFLOP, compared to the same seed of the scratch run.
-    assert line(table, "rival") == "| rival | < 400 % | < 400 % | < 100 % | < 100 % |"
+def test_losses_are_means_with_half_the_range_and_growth_against_the_best_fixed_size_on_the_same_seeds(study):
+    assert tables.loss_table(study).splitlines() == [
+        "| arm | seeds | 1 TFLOP | 4 TFLOP | 8 TFLOP |",
+        "| --- | --- | --- | --- | --- |",
+        "| small MoE continued | 2 | 2.700 ± 0.100 | 2.250 ± 0.150 | – |",
+        "| target from scratch | 2 | 3.100 ± 0.100 | 2.100 ± 0.100 | – |",
+        "| ours | 2 | 2.700 ± 0.200 (+0.000) | 1.700 ± 0.200 (-0.400) | – |",
+        "| ours, auto | 1 | – | 2.300 (+0.300) | – |",
+        "| zero-copy | 1 | – | diverged | 1.800 |",
+        "| G_stack | 1 | – | 1.400 (-0.600) | – |",
+    ]
+
+
+def test_a_cost_is_never_extrapolated_and_one_seed_is_compared_to_itself(study):
+    """Of the small MoE only seed 1 comes down to its 2.2: (2.8 - 2.2) / 0.7 of the way, 4**(6/7) / 4 = 82 %."""
+    assert cost(study, SMALL_MOE, 4, "flops") == "not reached (82 to not reached)"
+    assert [cost(study, "G_stack", tflop, "seconds") for tflop in (1, 4)] == ["< 400 %", "< 100 %"]
+    assert cost(study, MIDDLE, 4, "flops") == "–"
 
 
 def test_the_scratch_run_reaches_its_own_loss_at_its_own_cost(study):
     for budget in study.budgets(SCRATCH):
-        for cost in ("flops", "seconds"):
-            assert comparison.reach_scratch(study, SCRATCH, budget, cost) == [comparison.Reach(0, 1.0)] * 3
+        for unit in ("flops", "seconds"):
+            assert comparison.reach_scratch(study, SCRATCH, budget, unit) == [comparison.Reach(0, 1.0)] * 3
 
 
-def test_a_seed_that_lacks_a_budget_is_left_out_of_the_cost(tmp_path):
+def test_a_seed_without_the_budget_is_left_out_of_its_cost_alone(tmp_path):
     rows = [row for row in all_rows() if (row["arm"], row["seed"], row["budget"]) != (OURS, 1, 4e12)]
-    table = tables.reach_table(read_study(write(tmp_path / "results.json", rows)))
-    assert line(table, OURS) == "| ours | < 100 % | < 200 % | 50 % | 71 % |"
+    study = read_study(write(tmp_path / "results.json", rows))
+    assert [cost(study, OURS, 4, unit) for unit in ("flops", "seconds")] == ["50 %", "71 %"]
+    assert len(comparison.reach_scratch(study, OURS, 1e12, "flops")) == 3
 
 
 def test_seconds_of_another_machine_do_not_count(tmp_path):
@@ -134,47 +139,18 @@ def test_seconds_of_another_machine_do_not_count(tmp_path):
         for row in all_rows()
     ]
     study = read_study(write(tmp_path / "results.json", rows))
-    assert line(tables.reach_table(study), OURS) == "| ours | < 100 % | < 400 % | 57 % (50 to 66) | < 100 % |"
+    assert cost(study, OURS, 4, "flops") == "57 % (50 to 66)"
+    assert [cost(study, OURS, tflop, "seconds") for tflop in (1, 4)] == ["< 400 %", "< 100 %"]
     assert tables.tables(study).endswith("Machine: a machine. Without seconds, beside it: a slow one.")
     elsewhere = [{**row, "machine": "a slow one"} if row["arm"] == OURS else row for row in all_rows()]
     study = read_study(write(tmp_path / "results.json", elsewhere))
-    assert line(tables.reach_table(study), OURS) == "| ours | < 100 % | – | 57 % (50 to 66) | – |"
+    assert [cost(study, OURS, 4, unit) for unit in ("flops", "seconds")] == ["57 % (50 to 66)", "–"]
 
 
-def test_ours_is_compared_to_the_arm_it_beats_by_least_on_the_same_seeds(study):
-    table = tables.margin_table(study)
-    assert table.splitlines()[2:] == [
-        "| 4 TFLOP | ours, auto | fixed size | target from scratch | +0.300 | 0: +0.300 |",
-        "| 1 TFLOP | ours | fixed size | small MoE continued | +0.000 ± 0.100 | 0: -0.100, 1: +0.100 |",
-        "| 4 TFLOP | ours | fixed size | target from scratch | -0.400 ± 0.100 | 0: -0.500, 1: -0.300 |",
-        "| 4 TFLOP | ours | other way to grow | rival | +0.100 | 0: +0.100 |",
-    ]
-
-
-def test_ablations_and_learning_rates_are_compared_where_both_have_seed_and_budget(study):
-    text = tables.tables(study)
-    assert "| ablation | seeds | 4 TFLOP | 8 TFLOP |" in text
-    assert line(text, "no noise") == "| no noise | 1 | 2.000 (+0.100) | 1.800 |"
-    # Minus 0.1 on one seed, plus 0.1 on the other.
-    assert line(text, "no layers") == "| no layers | 2 | 1.700 ± 0.100 (+0.000 ± 0.100) | 1.600 ± 0.100 |"
-    moved = "2.600 ± 0.200 (-0.100 ± 0.000) | 1.800 ± 0.200 (+0.100 ± 0.000)"
-    assert line(text, "ours | 0.02") == f"| ours | 0.02 | 2 | {moved} |"
-    assert line(text, "ours | 0.1") == "| ours | 0.1 | 1 | 2.500 (+0.000) | diverged |"
-    assert text.index("| 0.02 |") < text.index("| 0.1 |")
-
-
-def test_all_rows_that_are_kept_can_be_read():
-    kept = read_study(RESULTS)
-    assert len(kept.at(SCRATCH, kept.budgets(SCRATCH)[-1])) == 3
-
-
-def test_tables_without_rows_are_left_out(tmp_path):
-    few = [row for row in all_rows() if row["arm"] in (SCRATCH, SMALL_MOE)]
-    text = tables.tables(read_study(write(tmp_path / "results.json", few)))
-    assert [part for part in text.splitlines() if part.startswith("#")] == [
-        "### Held-out loss",
-        "### Cost of the scratch run's loss",
-    ]
+def test_the_tables_in_the_docs_are_those_of_the_rows():
+    assert f"{report.MARKERS[0]}\n\n{tables.tables(read_study(RESULTS))}\n\n{report.MARKERS[1]}" in (
+        report.DOCS / "GROWTH_STUDY.md"
+    ).read_text(encoding="utf-8")
 
 
 def test_it_prints_the_tables_puts_them_between_the_markers_and_draws(tmp_path, markdown):
@@ -195,33 +171,20 @@ def test_it_prints_the_tables_puts_them_between_the_markers_and_draws(tmp_path, 
 
 
 def test_a_study_that_has_only_begun_is_drawn(tmp_path, markdown, capsys):
-    begun = [row for row in all_rows() if row["arm"] in (SCRATCH, f"{ABLATION}no noise")]
+    begun = [row for row in all_rows() if row["arm"] == SCRATCH and row["seed"] == 0]
     assert run(write(tmp_path / "results.json", begun), markdown) == 0
     assert markdown.with_suffix(".png").stat().st_size > 10_000 and capsys.readouterr().err == ""
 
 
-def test_growths_are_marked_where_the_longest_runs_grow(tmp_path):
-    earlier = [
-        {**row, "seed": 2, "flops": row["flops"] / 2} for row in all_rows() if row["arm"] == OURS and row["seed"] == 0
-    ]
-    rows = all_rows() + [row for row in earlier if row["budget"] != 4e12]
-    assert growth_costs(read_study(write(tmp_path / "results.json", rows)), "flops") == [0.5e12, 1.5e12]
-
-
-def test_the_picture_shows_the_arms_and_neither_sweeps_nor_ablations(study):
+def test_the_picture_shows_every_arm_and_where_it_grew(study):
     panel = Figure().subplots()
-    draw_panel(study, panel, "seconds", 1)
+    draw_panel(study, panel)
     bars, labels = panel.get_legend_handles_labels()
-    assert labels == [
-        "ours: middle size, then grown",
-        "ours, auto: grown early, where that pays",
-        SCRATCH,
-        SMALL_MOE,
-        "rival",
-    ]
-    assert bars[0].lines[0].get_xydata() == pytest.approx(np.array([[200, 2.7], [400, 1.7]]))
-    assert panel.get_title().endswith("(dashed, 2.100) with 76 % of its seconds")
-    assert [text.xy[0] for text in panel.texts] == [50, 150]
+    assert labels == [MAIN[arm][2] for arm in (SMALL_MOE, SCRATCH, OURS, AUTO)] + ["zero-copy", "G_stack"]
+    assert bars[2].lines[0].get_xydata() == pytest.approx(np.array([[1, 2.7], [4, 1.7]]))
+    assert panel.get_title() == "Ours has the target's loss of 4 TFLOP (2.100) with 57 % of the FLOPs"
+    rings = [line for line in panel.lines if line.get_markerfacecolor() == "none"]
+    assert [list(ring.get_xdata()) for ring in rings] == [[0.5, 1.5]] * 2
 
 
 def changed(**values) -> list[dict]:
@@ -234,7 +197,6 @@ def changed(**values) -> list[dict]:
     [
         ([], "no annealed rows of the arm 'target from scratch'"),
         ([row for row in all_rows() if row["arm"] != SCRATCH], "no annealed rows of the arm 'target from scratch'"),
-        ([row for row in all_rows() if row["seed"] == 0], "has only one seed of 'target from scratch' at 1 TFLOP"),
         (changed(loss=math.nan), "'target from scratch' diverged"),
         (changed(bits_per_byte=1.2), 'row 1: the columns are ["arm", "seed",'),
         ([{"arm": SCRATCH}], 'row 1: the columns are ["arm"]; they have to be'),
@@ -243,7 +205,7 @@ def changed(**values) -> list[dict]:
         (changed(loss=None), "row 1: loss is null"),
         (changed(machine="another"), "'target from scratch' is from several machines"),
         (changed(seconds=0), "row 1: seconds is 0, must be more than 0"),
-        (changed(arm="ours, lr high"), "row 1: arm is 'ours, lr high', but no learning rate follows ', lr '"),
+        (changed(arm="their own"), "row 1: arm is 'their own'; the study's are: small MoE continued, middle size"),
         (all_rows() + all_rows()[:1], "budget 1e+12 is there twice"),
     ],
 )
@@ -304,29 +266,3 @@ def test_a_picture_that_cannot_be_written_and_an_unknown_flag_are_one_line(tmp_p
         error = capsys.readouterr().err
         assert text in error and error.count("\n") == 1
     assert markdown.read_bytes() == before
-
-
-def test_the_early_growths_in_the_docs_are_those_of_the_rows():
-    """Losses by seed, and the mean of the differences to the middle size on the same seeds."""
-    rows = json.loads((RESULTS.parent / "early_growth.json").read_text())["rows"]
-    losses = {}
-    for row in rows:
-        if row["budget"] == 6e12:
-            losses.setdefault(row["arm"].removeprefix(ABLATION), {})[row["seed"]] = row["loss"]
-    fixed, auto = losses.pop(MIDDLE), losses.pop(AUTO)
-    assert len(losses) == 6
-    told = (Path(report.__file__).parent.parent / "docs" / "GROWTH_STUDY.md").read_text()
-    assert f"`--grow-when auto` at 6 TFLOP ends at {auto[0]:.3f}, the middle size at {fixed[0]:.3f}" in told
-    behind = {row["arm"]: row["loss"] for row in rows if row["budget"] == 96e12}
-    assert (
-        f"at 96 TFLOP it grows early and ends at {behind[AUTO]:.3f}, {behind[AUTO] - behind[SCRATCH]:.3f} behind"
-        in told
-    )
-    assert f"at 96 the target ends at {behind[SCRATCH]:.3f} and the middle size at {behind[MIDDLE]:.3f}" in told
-    for arm, by_seed in losses.items():
-        cells = next(
-            line.split(" | ") for line in told.splitlines() if line.startswith(f"| {arm} |") and line[-4:-2].isdigit()
-        )
-        assert cells[-3:-1] == [f"{by_seed[seed]:.3f}" if seed in by_seed else "–" for seed in (0, 1)]
-        behind = sum(loss - fixed[seed] for seed, loss in by_seed.items()) / len(by_seed)
-        assert cells[-1] == f"{behind:+.3f} |", arm

@@ -12,7 +12,6 @@ orthogonalisation. Seconds are those of one CPU thread.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -34,7 +33,6 @@ def run_study(given: list[str] | None) -> None:
     parser.add_argument("--arms", nargs="*", default=list(ARMS), help="which arms; all of them if not given")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--budgets", nargs="*", type=float, default=[6, 12, 24], help="training TFLOP")
-    parser.add_argument("--lr", type=float, help="try another learning rate; its rows carry it in the arm's name")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--cache", type=Path, default=Path("data/cache/growth_study"))
     parser.add_argument("--worker", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every Nth run, from I")
@@ -47,9 +45,6 @@ def run_study(given: list[str] | None) -> None:
     budgets = [tflop * 1e12 for tflop in arguments.budgets]
     runs = [(name, seed, budget) for seed in arguments.seeds for budget in budgets for name in arguments.arms]
     for name, seed, budget in runs[arguments.worker[0] :: arguments.worker[1]]:
-        arm = arm_of(name, budget)
-        if arguments.lr:
-            arm, name = dataclasses.replace(arm, lr=arguments.lr), f"{name}, lr {arguments.lr:g}"
         done = {(row["arm"], row["seed"], row["budget"]) for row in results.rows()}
         if (name, seed, budget) in done:
             continue
@@ -58,7 +53,7 @@ def run_study(given: list[str] | None) -> None:
             batch_size=BATCH, context_length=CONTEXT, eval_batches=END_BATCHES,
         )  # fmt: skip
         data = load_data(config, say=lambda _: None)
-        run_arm(name, arm, seed, budget, data, data.heldout_batches(), arguments.cache, results)
+        run_arm(name, arm_of(name, budget), seed, budget, data, data.heldout_batches(), arguments.cache, results)
 
 
 def main(arguments: list[str] | None = None) -> int:

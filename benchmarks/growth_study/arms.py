@@ -76,11 +76,6 @@ def in_depth(operator: str, **how) -> Arm:
     return Arm(start, (upcycle, to_target(operator, **how)))
 
 
-def upcycled_with(operator: str, noise: float) -> Arm:
-    """The target's dense model, and one growth."""
-    return Arm(SMALL.grown(4, 4), (to_target(operator, noise=noise),))
-
-
 def auto(budget: float) -> Arm:
     """The choice of `--grow-when auto`: the middle size, or, where the target suits the budget (FLOPs), that, early.
 
@@ -99,29 +94,26 @@ def arm_of(name: str, budget: float) -> Arm:
 
 
 ARMS = {
-    "target from scratch": Arm(TARGET),
-    "small dense continued": Arm(SMALL),
     "small MoE continued": Arm(SMALL, (UPCYCLE_SMALL,)),
     "middle size from scratch": Arm(MIDDLE),
+    "target from scratch": Arm(TARGET),
+    "target from scratch, half the rate": Arm(TARGET, lr=0.02),
+    "target from scratch, twice the rate": Arm(TARGET, lr=0.08),
     "ours": grown_once("ours"),
     "ours, auto": auto,
-    "dense upcycled only": upcycled_with("upcycled", 0.0),
-    "Drop-Upcycling": upcycled_with("drop_upcycled", 0.5),
-    "naive growth": grown_once("naive", optimizer="fresh"),
-    "predecessor's operator": grown_once("predecessor", optimizer="fresh", noise=1e-5),
-    "G_stack": in_depth("stacked", optimizer="fresh"),
+    "ours without noise": grown_once("ours", noise=0.0),
+    "ours in two steps": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE, to_target("ours"))),
     "HyperCloning": grown_once("ours", optimizer="fresh", noise=0.0),
     "SPARKLING-style": grown_once("ours", optimizer="asymmetric", noise=0.0),
     "zero-copy": grown_once("zero_copy"),
+    "naive growth": grown_once("naive", optimizer="fresh"),
     "late depth only": in_depth("ours"),
-    "ablation: no noise": grown_once("ours", noise=0.0),
-    "ablation: noise 0.2": grown_once("ours", noise=0.2),
-    "ablation: in two steps": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE, to_target("ours"))),
-    "ablation: in two steps, the last one never": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE)),
+    "G_stack": in_depth("stacked", optimizer="fresh"),
+    "target grown at a third": at_the_peak(MIDDLE, TARGET, 1 / 3, "zero_copy"),
+    "early growth from dense": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE)),
     "early growth": at_the_peak(SMALL_MOE, MIDDLE, TO_MIDDLE_AT, "ours"),
     "early growth, zero-copy": at_the_peak(SMALL_MOE, MIDDLE, TO_MIDDLE_AT, "zero_copy"),
     "early growth, random": at_the_peak(SMALL_MOE, MIDDLE, TO_MIDDLE_AT, "naive", optimizer="fresh"),
     "middle size grown at a sixth": at_the_peak(SMALL_MOE, MIDDLE, 1 / 6, "zero_copy"),
     "middle size grown at a sixth, random": at_the_peak(SMALL_MOE, MIDDLE, 1 / 6, "naive", optimizer="fresh"),
-    "target grown at a third": at_the_peak(MIDDLE, TARGET, 1 / 3, "zero_copy"),
 }

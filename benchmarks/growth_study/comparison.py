@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from statistics import fmean
 
-from benchmarks.growth_study.results import SCRATCH, Row, Study
+from benchmarks.growth_study.results import FIXED, SCRATCH, Row, Study
 
 
 @dataclass(frozen=True, order=True)
@@ -41,24 +41,27 @@ def reach(points: list[tuple[float, float]], target: float, whole: float) -> Rea
 
 
 def reach_scratch(study: Study, arm: str, budget: float, cost: str) -> list[Reach]:
-    """How the arm reaches the scratch run's loss at `budget`: the seeds' means first, then each seed alone.
+    """How the arm reaches the scratch run's loss at `budget`: the means of the seeds first, then each seed alone.
 
-    `cost` is "flops" or "seconds"; for seconds, only budgets that were run on the scratch run's machine count. Seeds
-    that lack some of the arm's budgets are left out, for their curves would end too early. Empty where none is left.
+    `cost` is "flops" or "seconds"; for seconds, only budgets that were run on the scratch run's machine count. Of the
+    seeds that the scratch run has at `budget`, those are taken for which the arm has a run as long, or the longest of
+    its own. Of the arm's budgets, those count that all of these seeds have. Empty where none is left.
     """
-    budgets = [b for b in study.budgets(arm) if study.is_comparable(study.at(arm, b).values(), cost)]
-    if not budgets:
+    scratch, budgets = study.at(SCRATCH, budget), study.budgets(arm)
+    last = min((b for b in budgets if b >= budget), default=max(budgets, default=budget))
+    seeds = sorted(scratch.keys() & study.at(arm, last).keys())
+    runs = [rows for rows in (study.at(arm, b) for b in budgets) if rows.keys() >= set(seeds)]
+    runs = [rows for rows in runs if study.is_comparable((rows[seed] for seed in seeds), cost)]
+    if not seeds or not runs:
         return []
-    scratch = study.at(SCRATCH, budget)
-    seeds = sorted(seed for seed in scratch if all((seed, b) in study.annealed[arm] for b in budgets))
 
     def mean(rows: list[Row]) -> tuple[float, float]:
         return fmean(getattr(row, cost) for row in rows), fmean(row.loss for row in rows)
 
     reached = []
-    for group in [seeds, *([seed] for seed in seeds)] if seeds else []:
+    for group in (seeds, *([seed] for seed in seeds)):
         whole, target = mean([scratch[seed] for seed in group])
-        points = [mean([study.annealed[arm][seed, b] for seed in group]) for b in budgets]
+        points = [mean([rows[seed] for seed in group]) for rows in runs]
         reached.append(reach(sorted(points), target, whole))
     return reached
 
@@ -67,3 +70,10 @@ def differences(study: Study, arm: str, reference: str, budget: float) -> dict[i
     """Loss of `arm` minus that of `reference`, by seed, for the seeds that both have."""
     rows, references = study.at(arm, budget), study.at(reference, budget)
     return {seed: rows[seed].loss - references[seed].loss for seed in sorted(rows.keys() & references.keys())}
+
+
+def against_fixed(study: Study, arm: str, budget: float) -> tuple[str, dict[int, float]]:
+    """The fixed size that the arm beats by least at `budget`, and the arm minus it, by seed; `("", {})` without one."""
+    margins = [(other, differences(study, arm, other, budget)) for other in FIXED]
+    shared = [(other, by_seed) for other, by_seed in margins if by_seed]
+    return max(shared, key=lambda found: fmean(found[1].values()), default=("", {}))

@@ -11,15 +11,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 
+from benchmarks.growth_study.arms import ARMS
 from config import UserError
 
 RESULTS = Path(__file__).parents[1] / "results" / "growth_study.json"
 SCRATCH, OURS, AUTO = "target from scratch", "ours", "ours, auto"
-SMALL_DENSE, SMALL_MOE, MIDDLE = "small dense continued", "small MoE continued", "middle size from scratch"
-FIXED = (SCRATCH, MIDDLE, SMALL_MOE, SMALL_DENSE)
-SWEEP, ABLATION = ", lr ", "ablation: "
+SMALL_MOE, MIDDLE = "small MoE continued", "middle size from scratch"
+FIXED = (SCRATCH, MIDDLE, SMALL_MOE)
 
 
 @dataclass(frozen=True)
@@ -56,19 +55,14 @@ class Study:
 
     def at(self, arm: str, budget: float) -> dict[int, Row]:
         """The arm's annealed rows at one budget, by seed."""
-        return {seed: row for (seed, b), row in self.annealed[arm].items() if b == budget}
+        return {seed: row for (seed, b), row in self.annealed.get(arm, {}).items() if b == budget}
 
     def losses(self, arm: str, budget: float) -> list[float]:
         return [row.loss for row in self.at(arm, budget).values()]
 
     def budgets(self, *arms: str) -> list[float]:
         """All budgets that one of the arms has, ascending."""
-        return sorted({budget for arm in arms for _, budget in self.annealed[arm]})
-
-    def best_first(self, arms: list[str]) -> list[str]:
-        """By the mean loss at the longest budget; arms that lack it last."""
-        longest = max(self.budgets(*arms), default=0)
-        return sorted(arms, key=lambda arm: fmean(self.losses(arm, longest) or [math.inf]))
+        return sorted({budget for arm in arms for _, budget in self.annealed.get(arm, {})})
 
     @property
     def timed_on(self) -> str:
@@ -87,24 +81,8 @@ class Study:
 
     @property
     def arms(self) -> list[str]:
-        """All but sweeps and ablations, best first."""
-        return self.best_first([arm for arm in self.annealed if SWEEP not in arm and not arm.startswith(ABLATION)])
-
-    @property
-    def ablations(self) -> list[str]:
-        return self.best_first([arm for arm in self.annealed if SWEEP not in arm and arm.startswith(ABLATION)])
-
-    @property
-    def sweeps(self) -> list[str]:
-        """By arm, then by learning rate."""
-        names = [arm for arm in self.annealed if SWEEP in arm]
-        return sorted(names, key=lambda name: (split_sweep(name)[0], float(split_sweep(name)[1])))
-
-
-def split_sweep(name: str) -> tuple[str, str]:
-    """The arm and the learning rate that a sweep's name is made of."""
-    arm, _, rate = name.rpartition(SWEEP)
-    return arm, rate
+        """In the order of the study."""
+        return sorted(self.annealed, key=list(ARMS).index)
 
 
 def read_study(path: Path) -> Study:
@@ -140,6 +118,8 @@ def add_row(study: Study, values: dict) -> None:
         if not isinstance(values[name], kind):
             raise UserError(f"{name} is {json.dumps(values[name])}")
     row = Row(**values)
+    if row.arm not in ARMS:
+        raise UserError(f"arm is {row.arm!r}; the study's are: {', '.join(ARMS)}")
     if not math.isfinite(row.loss):
         # Unlike nan, infinity compares: a run that diverged is worse than all others.
         row = dataclasses.replace(row, loss=math.inf)
@@ -149,20 +129,11 @@ def add_row(study: Study, values: dict) -> None:
     for name in ("budget", "flops", "seconds"):
         if not 0 < getattr(row, name) < math.inf:
             raise UserError(f"{name} is {getattr(row, name)}, must be more than 0")
-    if SWEEP in row.arm and not is_number(split_sweep(row.arm)[1]):
-        raise UserError(f"arm is {row.arm!r}, but no learning rate follows {SWEEP!r}")
     if (row.seed, row.budget) in study.annealed.setdefault(row.arm, {}):
         raise UserError(
             f"arm {row.arm!r}, seed {row.seed}, budget {row.budget:g} is there twice; keep one study a file"
         )
     study.annealed[row.arm][row.seed, row.budget] = row
-
-
-def is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def check_reference(study: Study, path: Path) -> None:
@@ -175,10 +146,6 @@ def check_reference(study: Study, path: Path) -> None:
     for budget in study.budgets(SCRATCH):
         if not all(map(math.isfinite, study.losses(SCRATCH, budget))):
             raise UserError(f"{path}: {SCRATCH!r} diverged, so nothing can be compared to it")
-        if len(study.at(SCRATCH, budget)) < 2:
-            raise UserError(
-                f"{path} has only one seed of {SCRATCH!r} at {tflop(budget)}; run two or more, as one has no spread"
-            )
 
 
 def tflop(flops: float) -> str:
