@@ -9,6 +9,8 @@ import pytest
 
 from config import PRESETS
 from docs import draw_phases
+from phases import PHASES
+from report.history import read_history
 from run.cli import parse_config
 
 ROOT = Path(__file__).parent.parent
@@ -56,3 +58,19 @@ def test_links_lead_somewhere(path):
 
 def test_the_picture_of_the_phases_is_what_its_script_draws():
     assert draw_phases.PICTURE.read_text(encoding="utf-8") == draw_phases.picture()
+
+
+def test_the_reference_chain_in_the_recipe_is_that_of_its_history():
+    rows = read_history(ROOT / "benchmarks" / "results" / "reference_chain" / "training_history.jsonl")
+    losses = {(row["phase"], row["step"]): row["loss"] for row in rows if row["event"] == "eval"}
+    jumps = {row["to_phase"]: f"{row['jump']:.1e}".replace("e-0", "e-") for row in rows if row["event"] == "boundary"}
+    assert len(losses) == 6 and len(jumps) == 2
+    told = (ROOT / "docs" / "RECIPE.md").read_text(encoding="utf-8")
+    for phase in PHASES:
+        begins = f"{losses[phase.number - 1, 99]:.3f}" if phase.before else ""
+        ends = " | ".join(f"{losses[phase.number, step]:.3f}" for step in (49, 99))
+        cells = f" | {begins} | {ends} | {jumps.get(phase.number, '')} | ".replace("  ", " ")
+        assert sum(cells in line and line.startswith(f"| {phase.number}, ") for line in told.splitlines()) == 1, cells
+    for row in rows:
+        if row["event"] == "sample":
+            assert f"> {row['story'].removeprefix(row['prompt']).replace(chr(10), ' ')}\n" in told

@@ -1,6 +1,7 @@
 """How long a run will take, said before it starts."""
 
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -60,6 +61,21 @@ def test_what_is_timed_of_one_layer_is_what_a_whole_step_computes(phase, change,
     expected = flops_of(lambda: train_step(whole, optimizers, tokens, 0.01, config))
     monkeypatch.setattr(duration, "seconds_of", flops_of)
     assert duration.seconds_per_step(model, config, Machine(CPU), is_lean) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("is_lean", [False, True])
+def test_what_was_timed_is_freed(is_lean):
+    """With lean memory hooks tie parameters to their optimizer where Python's garbage collection does not see it."""
+
+    def parameters_alive() -> list[torch.nn.Parameter]:
+        gc.collect()
+        return [thing for thing in gc.get_objects() if type(thing) is torch.nn.Parameter]
+
+    config = dataclasses.replace(TINY, batch_size=1, d_model=8, n_heads=1)
+    before = len(parameters_alive())
+    for model in config.phase_geometries(97):
+        duration.seconds_per_step(model, config, Machine(CPU), is_lean)
+    assert len(parameters_alive()) == before
 
 
 def test_a_timing_has_whole_rounds_of_turns_and_leaves_out_the_first(monkeypatch):

@@ -14,7 +14,6 @@ from training.optimizer import build_optimizers
 from training.schedule import learning_rate
 
 SMALL = ModelConfig(vocab_size=101, d_model=32, n_layers=2, n_heads=4, context_length=16)
-CPU = torch.device("cpu")
 
 
 def test_schedule_rises_holds_and_falls_to_its_end():

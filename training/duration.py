@@ -74,7 +74,9 @@ def seconds_per_step(model: ModelConfig, config: TrainingConfig, machine: Machin
 
     # Matrices move in turns, so that steps differ.
     n_turns = muon_periods(model, config.batch_size * model.context_length)[0]
-    return mean_seconds(step, n_turns) + (model.n_layers - 1) * mean_seconds(block, n_turns)
+    seconds = mean_seconds(step, n_turns) + (model.n_layers - 1) * mean_seconds(block, n_turns)
+    optimizers[0].leave_parameters()
+    return seconds
 
 
 def mean_seconds(call: Callable[[], None], n_turns: int) -> float:

@@ -112,7 +112,8 @@ class Muon(torch.optim.Optimizer):
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(move))
 
     def leave_parameters(self) -> None:
-        """From now on no backward pass moves anything."""
+        """From now on no backward pass moves anything. Before that no parameter is ever freed: hooks hold them all, out of
+        sight of Python's garbage collection."""
         for hook in self._hooks:
             hook.remove()
 
