@@ -77,15 +77,14 @@ def in_depth(operator: str, **how) -> Arm:
 
 
 def auto(budget: float) -> Arm:
-    """The choice of `--grow-when auto`: the middle size, or, where the target suits the budget (FLOPs), that, early.
+    """The choice of `--grow-when auto`: the middle size, or, where the target suits the budget (FLOPs), that.
 
-    The rates are the study's: at their peak around an early growth. The experts begin when those of `ours` do, or,
-    before an early growth, when auto's.
+    The experts begin when those of `ours` do, or auto's.
     """
     tokens = budget / step_flops(TARGET, BATCH) * BATCH * CONTEXT
     if tokens < ENOUGH_TOKENS * count_parameters(TARGET).active:
         return Arm(MIDDLE_DENSE, (UPCYCLE_MIDDLE,))
-    return Arm(MIDDLE_DENSE, (Growth(EARLY_SHARE, MIDDLE, "upcycled"), Growth(2 * EARLY_SHARE, TARGET, "ours")))
+    return Arm(MIDDLE_DENSE.grown(2, 2), (Growth(EARLY_SHARE, TARGET, "upcycled"),))
 
 
 def arm_of(name: str, budget: float) -> Arm:
@@ -109,6 +108,7 @@ ARMS = {
     "naive growth": grown_once("naive", optimizer="fresh"),
     "late depth only": in_depth("ours"),
     "G_stack": in_depth("stacked", optimizer="fresh"),
+    "target grown early": Arm(MIDDLE_DENSE, (Growth(0.013, MIDDLE, "upcycled"), Growth(0.026, TARGET, "ours"))),
     "target grown at a third": at_the_peak(MIDDLE, TARGET, 1 / 3, "zero_copy"),
     "early growth from dense": Arm(SMALL, (UPCYCLE_SMALL, SMALL_TO_MIDDLE)),
     "early growth": at_the_peak(SMALL_MOE, MIDDLE, TO_MIDDLE_AT, "ours"),
