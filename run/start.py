@@ -71,8 +71,8 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
 def print_plan(config: TrainingConfig, device: torch.device) -> None:
     """What a run would take, and start nothing: for the tokenizer and the precision that it will most probably have."""
     start_model = start_geometry(config)
+    config, outlook = settle_growth(config, dense_of(start_model) if start_model else probable_dense(config))
     dense = dense_of(start_model) if start_model else probable_dense(config)
-    config, outlook = settle_growth(config, dense)
     plan = make_plan(config, dense, Machine.now(device, probable_precision(device, config), planned_count()))
     print(plan.table())
     if not plan.is_refused:
@@ -132,7 +132,7 @@ def settle(given: TrainingConfig, device: torch.device, folder: Path) -> Settled
     team().require_alike(stories, "its stories are not those of rank 0; give all machines the same --data")
     if saved:
         require_same_stories(saved.data, stories)
-    heldout, dense = data.heldout_batches(), dense_with(given, start_model, data)
+    heldout, dense = data.heldout_batches(), dense_with(config, start_model, data)
     compute_dtype = team().agreed(choose_precision(device, decided, decided.geometries_from(dense)[-1]))
     return Settled(
         given, config, decided, outlook, folder, saved, changes, earlier_files, start_model, data, heldout, stories, dense,
@@ -154,11 +154,11 @@ def begin_with(given: TrainingConfig, start_model: ModelConfig | None) -> tuple[
     return config, outlook, data
 
 
-def dense_with(given: TrainingConfig, start_model: ModelConfig | None, data: StoryData) -> ModelConfig:
-    """The geometry of phase 1: of the model that was there, or as given, for these stories' tokenizer."""
+def dense_with(config: TrainingConfig, start_model: ModelConfig | None, data: StoryData) -> ModelConfig:
+    """The geometry of phase 1: of the model that was there, or as set, for these stories' tokenizer."""
     if start_model:
         return dense_of(start_model)
-    return given.dense_geometry(data.tokenizer.n_vocab, data.summary["tokenizer"])
+    return config.dense_geometry(data.tokenizer.n_vocab, data.summary["tokenizer"])
 
 
 def stories_of(config: TrainingConfig, heldout_batch: int, goes_on: bool) -> StoryData:

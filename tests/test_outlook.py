@@ -55,26 +55,26 @@ def test_auto_gives_the_flops_to_the_size_that_they_suit_where_that_is_the_small
     assert small == last == config.geometries_from(DENSE)[1]
     assert (settled.steps_phase1, settled.steps_phase2) == n_steps[:2]
     assert f"So nothing grows, and phase 3 trains phase 2's model on: {n_steps[0]}, {n_steps[1]} and" in outlook
-    costs_as_much(config, settled)
-
-
-def test_auto_grows_early_where_the_large_one_suits_them():
-    config = with_steps(steps_for(1), steps_for(1), steps_for(1), grow_when="auto")
-    settled, outlook = settle_growth(config, DENSE)
-    assert settled.geometries_from(DENSE) == config.geometries_from(DENSE)
-    assert "So the model grows early" in outlook
-    costs_as_much(config, settled)
-    costs = step_costs(config.geometries_from(DENSE), config)
-    for i, cost in enumerate(costs[:2], 1):
-        assert abs(settled.steps(i) * cost - EARLY_SHARE * flops_of(config.geometries_from(DENSE), config)) <= cost
-    assert settle_growth(with_steps(0, 2, steps_for(2), grow_when="auto"), DENSE)[0].steps_phase1 == 0
-
-
-def costs_as_much(config, settled):
-    """To within half a step of the last phase."""
     models = settled.geometries_from(DENSE)
     before, now = flops_of(config.geometries_from(DENSE), config), flops_of(models, settled)
     assert abs(now - before) <= step_costs(models, settled)[-1] / 2
+
+
+@pytest.mark.parametrize("architecture", ["neox", "llama"])
+def test_auto_gives_the_flops_to_the_size_that_they_suit_where_that_is_the_large_one(architecture):
+    config = with_steps(steps_for(1), steps_for(1), steps_for(1), grow_when="auto", architecture=architecture)
+    dense = config.dense_geometry(4_097)
+    settled, outlook = settle_growth(config, dense)
+    models = settled.phase_geometries(4_097)
+    sizes = {(model.d_model, model.n_layers, model.n_heads) for model in models}
+    assert sizes == {(256, 6, 8)} and [model.is_moe for model in models] == [False, True, True]
+    assert "So nothing grows, and all phases have phase 3's size" in outlook
+    costs, whole = step_costs(models, config), flops_of(config.geometries_from(dense), config)
+    assert abs(flops_of(models, settled) - whole) <= costs[-1] / 2
+    for i, cost in enumerate(costs[:2], 1):
+        assert abs(settled.steps(i) * cost - EARLY_SHARE * whole) <= cost
+    settled.validate()
+    assert settle_growth(with_steps(0, 2, steps_for(2), grow_when="auto"), DENSE)[0].steps_phase1 == 0
 
 
 def test_steps_in_parts_cost_what_they_count_first():
@@ -106,11 +106,12 @@ def test_the_middle_size_crossed_the_small_one_there():
 
 @pytest.mark.parametrize("budget, size", [(6e12, MIDDLE), (48e12, MIDDLE), (96e12, TARGET)])
 def test_the_study_s_arm_chooses_as_a_run_does(budget, size):
-    assert arm_of("ours, auto", budget).growths[-1].to == size
+    (upcycling,) = arm_of("ours, auto", budget).growths
+    assert upcycling.to == size
     n_steps = round(budget / step_flops(TARGET, 8))
     config = dataclasses.replace(
         with_steps(0, 0, n_steps), grow_when="auto", d_model=64, n_layers=4, n_heads=4, scale_factor=2.0, extra_layers=2
     )
     dense = config.dense_geometry(4_097)
     assert config.geometries_from(dense)[-1] == TARGET
-    assert settle_growth(config, dense)[0].geometries_from(dense)[-1] == size
+    assert settle_growth(config, dense)[0].phase_geometries(4_097)[-1] == size

@@ -17,15 +17,16 @@ from training.step import counts_first
 
 # Tokens for each active parameter of the larger of two sizes, where both were equally good: 1.6 and 1.3 for two pairs.
 ENOUGH_TOKENS = 1.5
-# Of all FLOPs, what `grow_when = "auto"` leaves each phase before a growth that pays.
+# Of all FLOPs, what `grow_when = "auto"` leaves phases 1 and 2 each where phase 3's size suits them.
 EARLY_SHARE = 0.013
 
 
 def settle_growth(config: TrainingConfig, dense: ModelConfig) -> tuple[TrainingConfig, str]:
     """The settings with which a run that begins with the model `dense` trains, and what is said of its growth.
 
-    With `grow_when = "auto"` the FLOPs that the given steps cost are given to the size that they suit: phase 3 grows
-    nothing and trains phase 2's model on, or phases 1 and 2 are short. Otherwise the settings are as they were.
+    With `grow_when = "auto"` the FLOPs that the given steps cost are given to the size that they suit, from its first
+    step: phase 3 trains phase 2's model on, or phases 1 and 2, which are short then, have phase 3's size already.
+    Otherwise the settings are as they were.
     Nothing is said, or changed, where phase 3 has no steps or makes nothing larger, nor of a run whose first model may
     have seen more than this run knows of.
     """
@@ -42,12 +43,13 @@ def settle_growth(config: TrainingConfig, dense: ModelConfig) -> tuple[TrainingC
         f"scratch; of two sizes the larger one was better from about {ENOUGH_TOKENS} on{times} (docs/GROWTH_STUDY.md)."
     )
     if config.grow_when == "auto":
-        settled = grown_early(models, config) if pays else never_grown(models, config)
-        outcome = "the model grows early" if pays else "nothing grows, and phase 3 trains phase 2's model on"
+        settled = large_from_its_first_step(models, config) if pays else small_to_the_end(models, config)
+        outcome = "all phases have phase 3's size" if pays else "phase 3 trains phase 2's model on"
         n_steps = f"{settled.steps_phase1:,}, {settled.steps_phase2:,} and {settled.steps_phase3:,} steps"
-        return settled, f"{reason} So {outcome}: {n_steps} cost as much."
+        return settled, f"{reason} So nothing grows, and {outcome}: {n_steps} cost as much."
     expected = (
-        "phase 3 to end better than phase 2's model trained on; --grow-when auto grows early"
+        "phase 3 to end better than phase 2's model trained on, and its own size from scratch better than both; "
+        "--grow-when auto trains that"
         if pays
         else "phase 2's model, trained on, to end better than phase 3, and phase 3 better than its own size from "
         "scratch; --grow-when auto trains it on"
@@ -60,18 +62,21 @@ def figure(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def never_grown(models: tuple[ModelConfig, ...], config: TrainingConfig) -> TrainingConfig:
+def small_to_the_end(models: tuple[ModelConfig, ...], config: TrainingConfig) -> TrainingConfig:
     *_, small, large = step_costs(models, config)
     n_steps = round(config.steps_phase3 * large / small)
     return dataclasses.replace(config, scale_factor=1.0, extra_layers=0, steps_phase3=n_steps)
 
 
-def grown_early(models: tuple[ModelConfig, ...], config: TrainingConfig) -> TrainingConfig:
-    costs, left = step_costs(models, config), flops_of(models, config)
+def large_from_its_first_step(models: tuple[ModelConfig, ...], config: TrainingConfig) -> TrainingConfig:
+    large, left = models[-1], flops_of(models, config)
+    size = {"d_model": large.d_model, "n_layers": large.n_layers, "n_heads": large.n_heads}
+    whole = dataclasses.replace(config, **size, scale_factor=1.0, extra_layers=0)
+    costs = step_costs(whole.phase_geometries(large.vocab_size), whole)
     early = [min(config.steps(i), round(EARLY_SHARE * left / cost)) for i, cost in enumerate(costs[:2], 1)]
     left -= sum(n * cost for n, cost in zip(early, costs))
     return dataclasses.replace(
-        config, steps_phase1=early[0], steps_phase2=early[1], steps_phase3=round(left / costs[2])
+        whole, steps_phase1=early[0], steps_phase2=early[1], steps_phase3=round(left / costs[2])
     )
 
 
