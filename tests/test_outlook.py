@@ -47,34 +47,30 @@ def test_what_is_expected_turns_where_the_sizes_crossed_and_changes_nothing(shar
     assert f"Expect {expected}" in outlook
 
 
-@pytest.mark.parametrize("n_steps", [(200, 120, 120), (0, 0, 50)])
-def test_auto_gives_the_flops_to_the_size_that_they_suit_where_that_is_the_small_one(n_steps):
-    config = with_steps(*n_steps, grow_when="auto")
-    settled, outlook = settle_growth(config, DENSE)
-    _, small, last = settled.geometries_from(DENSE)
-    assert small == last == config.geometries_from(DENSE)[1]
-    assert (settled.steps_phase1, settled.steps_phase2) == n_steps[:2]
-    assert f"So nothing grows, and phase 3 trains phase 2's model on: {n_steps[0]}, {n_steps[1]} and" in outlook
-    models = settled.geometries_from(DENSE)
-    before, now = flops_of(config.geometries_from(DENSE), config), flops_of(models, settled)
-    assert abs(now - before) <= step_costs(models, settled)[-1] / 2
-
-
 @pytest.mark.parametrize("architecture", ["neox", "llama"])
-def test_auto_gives_the_flops_to_the_size_that_they_suit_where_that_is_the_large_one(architecture):
-    config = with_steps(steps_for(1), steps_for(1), steps_for(1), grow_when="auto", architecture=architecture)
+@pytest.mark.parametrize("share, phase, size", [(0.2, 2, (128, 4, 4)), (1.0, 3, (256, 6, 8))])
+def test_auto_gives_the_flops_to_the_size_that_they_suit(share, phase, size, architecture):
+    n = steps_for(share)
+    config = with_steps(n, n, n, grow_when="auto", architecture=architecture, lr_phase1=0.07)
     dense = config.dense_geometry(4_097)
     settled, outlook = settle_growth(config, dense)
-    models = settled.phase_geometries(4_097)
-    sizes = {(model.d_model, model.n_layers, model.n_heads) for model in models}
-    assert sizes == {(256, 6, 8)} and [model.is_moe for model in models] == [False, True, True]
-    assert "So nothing grows, and all phases have phase 3's size" in outlook
-    costs, whole = step_costs(models, config), flops_of(config.geometries_from(dense), config)
-    assert abs(flops_of(models, settled) - whole) <= costs[-1] / 2
-    for i, cost in enumerate(costs[:2], 1):
-        assert abs(settled.steps(i) * cost - EARLY_SHARE * whole) <= cost
     settled.validate()
-    assert settle_growth(with_steps(0, 2, steps_for(2), grow_when="auto"), DENSE)[0].steps_phase1 == 0
+    models = settled.phase_geometries(4_097)
+    assert [model.is_moe for model in models] == [False, True, True]
+    assert {(model.d_model, model.n_layers, model.n_heads) for model in models} == {size}
+    assert [settled.learning_rate(i) for i in (1, 2, 3)] == [0.07] * 3 and settled.final_lr_share == 0
+    costs, flops = step_costs(models, config), flops_of(config.geometries_from(dense), config)
+    assert abs(flops_of(models, settled) - flops) <= costs[-1] / 2
+    for i, cost in enumerate(costs[:2], 1):
+        assert abs(settled.steps(i) * cost - EARLY_SHARE * flops) <= cost / 2
+    said = f"all phases have phase {phase}'s size: {settled.steps_phase1:,}, {settled.steps_phase2:,} and"
+    assert f"So nothing grows, and {said}" in outlook
+
+
+@pytest.mark.parametrize("n_steps", [steps_for(0.2), steps_for(2)])
+def test_auto_makes_no_phase_longer_than_given_but_the_last(n_steps):
+    settled = settle_growth(with_steps(0, 2, n_steps, grow_when="auto"), DENSE)[0]
+    assert (settled.steps_phase1, settled.steps_phase2) == (0, 2)
 
 
 def test_steps_in_parts_cost_what_they_count_first():

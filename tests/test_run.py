@@ -390,7 +390,7 @@ def test_with_auto_phase_3_grows_nothing_where_that_does_not_pay(tmp_path, token
     first, *rows = read_history(tmp_path / "training_history.jsonl")
     assert first["outlook"] in said and "So nothing grows" in first["outlook"]
     n_steps = [sum(row["event"] == "step" and row["phase"] == phase for row in rows) for phase in (1, 2, 3)]
-    assert n_steps[:2] == [8, 4] and n_steps[2] > 3
+    assert n_steps[0] < 8 and n_steps[1] < 4 and n_steps[2] > 3
     models = [load_model(tmp_path / phase.file).config for phase in PHASES]
     assert models[1] == models[2] != models[0]
 

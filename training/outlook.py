@@ -17,7 +17,7 @@ from training.step import counts_first
 
 # Tokens for each active parameter of the larger of two sizes, where both were equally good: 1.6 and 1.3 for two pairs.
 ENOUGH_TOKENS = 1.5
-# Of all FLOPs, what `grow_when = "auto"` leaves phases 1 and 2 each where phase 3's size suits them.
+# Of all FLOPs, what `grow_when = "auto"` leaves phases 1 and 2 each.
 EARLY_SHARE = 0.013
 
 
@@ -25,7 +25,8 @@ def settle_growth(config: TrainingConfig, dense: ModelConfig) -> tuple[TrainingC
     """The settings with which a run that begins with the model `dense` trains, and what is said of its growth.
 
     With `grow_when = "auto"` the FLOPs that the given steps cost are given to the size that they suit, from its first
-    step: phase 3 trains phase 2's model on, or phases 1 and 2, which are short then, have phase 3's size already.
+    step: all phases have phase 2's size, or all have phase 3's; phases 1 and 2 are short, and all have phase 1's rate,
+    which falls to zero.
     Otherwise the settings are as they were.
     Nothing is said, or changed, where phase 3 has no steps or makes nothing larger, nor of a run whose first model may
     have seen more than this run knows of.
@@ -43,8 +44,8 @@ def settle_growth(config: TrainingConfig, dense: ModelConfig) -> tuple[TrainingC
         f"scratch; of two sizes the larger one was better from about {ENOUGH_TOKENS} on{times} (docs/GROWTH_STUDY.md)."
     )
     if config.grow_when == "auto":
-        settled = large_from_its_first_step(models, config) if pays else small_to_the_end(models, config)
-        outcome = "all phases have phase 3's size" if pays else "phase 3 trains phase 2's model on"
+        settled = of_one_size(config, large if pays else small, flops_of(models, config))
+        outcome = f"all phases have phase {3 if pays else 2}'s size"
         n_steps = f"{settled.steps_phase1:,}, {settled.steps_phase2:,} and {settled.steps_phase3:,} steps"
         return settled, f"{reason} So nothing grows, and {outcome}: {n_steps} cost as much."
     expected = (
@@ -62,19 +63,18 @@ def figure(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def small_to_the_end(models: tuple[ModelConfig, ...], config: TrainingConfig) -> TrainingConfig:
-    *_, small, large = step_costs(models, config)
-    n_steps = round(config.steps_phase3 * large / small)
-    return dataclasses.replace(config, scale_factor=1.0, extra_layers=0, steps_phase3=n_steps)
+def of_one_size(config: TrainingConfig, size: ModelConfig, flops: float) -> TrainingConfig:
+    """Settings with which all phases have the size of `size`, and cost `flops`; phases 1 and 2 a share of that, or less.
 
-
-def large_from_its_first_step(models: tuple[ModelConfig, ...], config: TrainingConfig) -> TrainingConfig:
-    large, left = models[-1], flops_of(models, config)
-    size = {"d_model": large.d_model, "n_layers": large.n_layers, "n_heads": large.n_heads}
-    whole = dataclasses.replace(config, **size, scale_factor=1.0, extra_layers=0)
-    costs = step_costs(whole.phase_geometries(large.vocab_size), whole)
-    early = [min(config.steps(i), round(EARLY_SHARE * left / cost)) for i, cost in enumerate(costs[:2], 1)]
-    left -= sum(n * cost for n, cost in zip(early, costs))
+    Phase 3 is most of a model's life then, not a few more steps of it: it has phase 1's rate, which falls to zero.
+    """
+    whole = dataclasses.replace(
+        config, d_model=size.d_model, n_layers=size.n_layers, n_heads=size.n_heads, scale_factor=1.0, extra_layers=0,
+        lr_phase2=config.lr_phase1, lr_phase3=config.lr_phase1, final_lr_share=0.0,
+    )  # fmt: skip
+    costs = step_costs(whole.phase_geometries(size.vocab_size), whole)
+    early = [min(config.steps(i), round(EARLY_SHARE * flops / cost)) for i, cost in enumerate(costs[:2], 1)]
+    left = flops - sum(n * cost for n, cost in zip(early, costs))
     return dataclasses.replace(
         whole, steps_phase1=early[0], steps_phase2=early[1], steps_phase3=round(left / costs[2])
     )

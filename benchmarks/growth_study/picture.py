@@ -17,7 +17,7 @@ MAIN = {
     MIDDLE: ("#b8860b", "D", "middle size"),
     SCRATCH: ("#222222", "s", "target"),
     OURS: ("#cc3311", "o", "ours: middle size, grown at 83 %"),
-    AUTO: ("#ee77aa", "*", "ours, auto: grown early, or never"),
+    AUTO: ("#ee77aa", "*", "ours, auto: nothing grows"),
 }
 HOW_TO_READ = (
     "Marks: the end of a run, its learning rate decayed to zero; bars: half the range over seeds. "
