@@ -75,9 +75,7 @@ def of_one_size(config: TrainingConfig, size: ModelConfig, flops: float) -> Trai
     costs = step_costs(whole.phase_geometries(size.vocab_size), whole)
     early = [min(config.steps(i), round(EARLY_SHARE * flops / cost)) for i, cost in enumerate(costs[:2], 1)]
     left = flops - sum(n * cost for n, cost in zip(early, costs))
-    return dataclasses.replace(
-        whole, steps_phase1=early[0], steps_phase2=early[1], steps_phase3=round(left / costs[2])
-    )
+    return dataclasses.replace(whole, steps_phase1=early[0], steps_phase2=early[1], steps_phase3=round(left / costs[2]))
 
 
 def tokens_from_scratch(models: tuple[ModelConfig, ...], config: TrainingConfig) -> float:

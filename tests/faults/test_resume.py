@@ -300,7 +300,9 @@ def test_lean_memory_is_resumed_as_well(shop, tmp_path):
     assert parted(tmp_path / "through", tmp_path / "killed") == []
 
 
-@pytest.mark.parametrize("enough, said", [(1.5, "all phases have phase 2's size"), (0.0, "all phases have phase 3's size")])
+@pytest.mark.parametrize(
+    "enough, said", [(1.5, "all phases have phase 2's size"), (0.0, "all phases have phase 3's size")]
+)
 def test_what_auto_made_of_the_steps_holds_where_the_same_command_goes_on(enough, said, shop, tmp_path):
     """Also where torchrun starts it again; what is given otherwise than at first takes its place."""
     auto = ["--grow-when", "auto", "--steps-phase1", "60", "--steps-phase2", "4", "--steps-phase3", "8"]
