@@ -47,7 +47,8 @@ def settle_growth(config: TrainingConfig, dense: ModelConfig) -> tuple[TrainingC
         settled = of_one_size(config, large if pays else small, flops_of(models, config))
         outcome = f"all phases have phase {3 if pays else 2}'s size"
         n_steps = f"{settled.steps_phase1:,}, {settled.steps_phase2:,} and {settled.steps_phase3:,} steps"
-        return settled, f"{reason} So nothing grows, and {outcome}: {n_steps} cost as much."
+        rate = f"at a peak rate of {settled.lr_phase1:g}, which falls to zero"
+        return settled, f"{reason} So nothing grows, and {outcome}: {n_steps}, {rate}, cost as much."
     expected = (
         "phase 3 to end better than phase 2's model trained on, and its own size from scratch better than both; "
         "--grow-when auto trains that"
