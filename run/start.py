@@ -71,8 +71,8 @@ def start_run(config: TrainingConfig, device: torch.device, stop: StopSignals) -
 def print_plan(config: TrainingConfig, device: torch.device) -> None:
     """What a run would take, and start nothing: for the tokenizer and the precision that it will most probably have."""
     start_model = start_geometry(config)
-    config, outlook = settle_growth(config, dense_of(start_model) if start_model else probable_dense(config))
-    dense = dense_of(start_model) if start_model else probable_dense(config)
+    config, outlook = settle_growth(config, probable_dense(config, start_model))
+    dense = probable_dense(config, start_model)
     plan = make_plan(config, dense, Machine.now(device, probable_precision(device, config), planned_count()))
     print(plan.table())
     if not plan.is_refused:
@@ -146,7 +146,7 @@ def begin_with(given: TrainingConfig, start_model: ModelConfig | None) -> tuple[
     How many of these are read hangs on the steps, and what growth costs on the tokenizer, which is known with the
     stories: where it is another one than expected, they may have to be read once more.
     """
-    guess, _ = settle_growth(given, dense_of(start_model) if start_model else probable_dense(given))
+    guess, _ = settle_growth(given, probable_dense(given, start_model))
     data = stories_of(guess, given.batch_size, goes_on=False)
     config, outlook = settle_growth(given, dense_with(given, start_model, data))
     if config.total_steps != guess.total_steps:

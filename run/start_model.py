@@ -88,8 +88,11 @@ def dense_of(start: ModelConfig) -> ModelConfig:
     return dataclasses.replace(start, n_experts=0, top_k=ModelConfig.top_k)
 
 
-def probable_dense(config: TrainingConfig) -> ModelConfig:
-    """The geometry of phase 1 with the tokenizer that the settings name, or that "auto" most probably takes."""
+def probable_dense(config: TrainingConfig, start: ModelConfig | None) -> ModelConfig:
+    """The geometry of phase 1: of the model that was there, or as set, with the tokenizer that the settings name, or that
+    "auto" most probably takes."""
+    if start:
+        return dense_of(start)
     if config.tokenizer.endswith(SUFFIX):
         return config.dense_geometry(load_tokenizer(find_tokenizer(config.tokenizer, config.checkpoint_dir)).n_vocab)
     is_gpt2 = config.tokenizer == "gpt2" or (config.tokenizer == "auto" and config.data != "builtin")

@@ -75,7 +75,7 @@ def test_what_was_timed_is_freed(is_lean):
     before = len(parameters_alive())
     for model in config.phase_geometries(97):
         duration.seconds_per_step(model, config, Machine(CPU), is_lean)
-    assert len(parameters_alive()) == before
+    assert len(parameters_alive()) <= before
 
 
 def test_a_timing_has_whole_rounds_of_turns_and_leaves_out_the_first(monkeypatch):

@@ -37,7 +37,8 @@ def test_every_phase_is_charged():
 
 
 @pytest.mark.parametrize(
-    "share, expected", [(0.5, "phase 2's model, trained on, to end better"), (2, "phase 3 to end")]
+    "share, expected",
+    [(0.5, "phase 2's size to end better than phase 3,"), (2, "phase 3's size from scratch to end better")],
 )
 def test_what_is_expected_turns_where_the_sizes_crossed_and_changes_nothing(share, expected):
     config = with_steps(0, 0, steps_for(share))
@@ -79,9 +80,10 @@ def test_steps_in_parts_cost_what_they_count_first():
     assert parts[0] == whole[0] and parts[1] > whole[1] and parts[2] > whole[2]
 
 
+@pytest.mark.parametrize("grow_when", ["fixed", "auto"])
 @pytest.mark.parametrize("change", [{"scale_factor": 1.0, "extra_layers": 0}, {"steps_phase3": 0}, {"start_phase": 2}])
-def test_nothing_is_said_where_nothing_grows_or_is_known(change):
-    config = dataclasses.replace(TINY, **change)
+def test_nothing_is_said_where_nothing_grows_or_is_known(change, grow_when):
+    config = dataclasses.replace(TINY, grow_when=grow_when, **change)
     assert settle_growth(config, DENSE) == (config, "")
 
 
@@ -94,7 +96,7 @@ def test_the_study_s_target_crossed_the_middle_size_there():
 
 
 def test_the_middle_size_crossed_the_small_one_there():
-    """Between 3 and 4 TFLOP, benchmarks/results/early_growth.json."""
+    """Between 3 and 4 TFLOP, benchmarks/results/growth_study.json."""
     tokens = [budget / step_flops(MIDDLE, 8) * 8 * MIDDLE.context_length for budget in (3e12, 4e12)]
     shares = [n / count_parameters(MIDDLE).active for n in tokens]
     assert shares[0] < ENOUGH_TOKENS < shares[1]

@@ -75,7 +75,7 @@ def seconds_per_step(model: ModelConfig, config: TrainingConfig, machine: Machin
     # Matrices move in turns, so that steps differ.
     n_turns = muon_periods(model, config.batch_size * model.context_length)[0]
     seconds = mean_seconds(step, n_turns) + (model.n_layers - 1) * mean_seconds(block, n_turns)
-    optimizers[0].leave_parameters()
+    optimizers[0].leave_parameters()  # with lean memory they would stay for the whole run
     return seconds
 
 

@@ -112,8 +112,8 @@ class Muon(torch.optim.Optimizer):
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(move))
 
     def leave_parameters(self) -> None:
-        """From now on no backward pass moves anything. Before that no parameter is ever freed: hooks hold them all, out of
-        sight of Python's garbage collection."""
+        """From now on no backward pass moves anything. After `move_in_backward` no parameter is freed before this: each
+        hook holds all of them, where Python's garbage collection does not look."""
         for hook in self._hooks:
             hook.remove()
 

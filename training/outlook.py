@@ -47,14 +47,14 @@ def settle_growth(config: TrainingConfig, dense: ModelConfig) -> tuple[TrainingC
         settled = of_one_size(config, large if pays else small, flops_of(models, config))
         outcome = f"all phases have phase {3 if pays else 2}'s size"
         n_steps = f"{settled.steps_phase1:,}, {settled.steps_phase2:,} and {settled.steps_phase3:,} steps"
-        rate = f"at a peak rate of {settled.lr_phase1:g}, which falls to zero"
-        return settled, f"{reason} So nothing grows, and {outcome}: {n_steps}, {rate}, cost as much."
+        rate = f"Their peak rate is {settled.lr_phase1:g}, and falls to zero."
+        return settled, f"{reason} So nothing grows, and {outcome}: {n_steps} cost as much. {rate}"
     expected = (
-        "phase 3 to end better than phase 2's model trained on, and its own size from scratch better than both; "
-        "--grow-when auto trains that"
+        "phase 3's size from scratch to end better than phase 3, and phase 3 better than phase 2's size; --grow-when "
+        "auto trains phase 3's size from scratch"
         if pays
-        else "phase 2's model, trained on, to end better than phase 3, and phase 3 better than its own size from "
-        "scratch; --grow-when auto trains it on"
+        else "phase 2's size to end better than phase 3, and phase 3 better than its own size from scratch; --grow-when "
+        "auto trains phase 2's size alone"
     )
     return config, f"{reason} Expect {expected}."
 
@@ -67,7 +67,8 @@ def figure(number: float) -> str:
 def of_one_size(config: TrainingConfig, size: ModelConfig, flops: float) -> TrainingConfig:
     """Settings with which all phases have the size of `size`, and cost `flops`; phases 1 and 2 a share of that, or less.
 
-    Phase 3 is most of a model's life then, not a few more steps of it: it has phase 1's rate, which falls to zero.
+    Phase 3 is most of a model's life then, not a few more steps of it: it has phase 1's rate, which falls to zero. A Llama
+    has the hidden units that a dense one of its width begins with, not those of a grown one.
     """
     whole = dataclasses.replace(
         config, d_model=size.d_model, n_layers=size.n_layers, n_heads=size.n_heads, scale_factor=1.0, extra_layers=0,

@@ -144,6 +144,8 @@ def ways_out(config: TrainingConfig, n_ranks: int = 1) -> Iterator[Way]:
     batches = halved_batches(config, n_ranks)
     for batch in batches:
         yield Way({**lean, **batch}, fewer_tokens(config, batch))
+    if config.grow_when == "auto":  # which chooses one size anew for any other
+        return
     for growth in smaller_growths(config):
         yield Way({**lean, **growth}, "a smaller phase 3")
         for batch in batches:

@@ -79,7 +79,7 @@ def in_depth(operator: str, **how) -> Arm:
 def auto(budget: float) -> Arm:
     """The choice of `--grow-when auto`: the middle size, or, where the target suits the budget (FLOPs), that.
 
-    The experts begin when those of `ours` do, or auto's.
+    The middle size gets its experts when `ours` does, the target after `EARLY_SHARE`.
     """
     tokens = budget / step_flops(TARGET, BATCH) * BATCH * CONTEXT
     if tokens < ENOUGH_TOKENS * count_parameters(TARGET).active:

@@ -72,8 +72,12 @@ def differences(study: Study, arm: str, reference: str, budget: float) -> dict[i
     return {seed: rows[seed].loss - references[seed].loss for seed in sorted(rows.keys() & references.keys())}
 
 
-def against_fixed(study: Study, arm: str, budget: float) -> tuple[str, dict[int, float]]:
-    """The fixed size that the arm beats by least at `budget`, and the arm minus it, by seed; `("", {})` without one."""
-    margins = [(other, differences(study, arm, other, budget)) for other in FIXED]
-    shared = [(other, by_seed) for other, by_seed in margins if by_seed]
-    return max(shared, key=lambda found: fmean(found[1].values()), default=("", {}))
+def best_fixed(study: Study, budget: float) -> str:
+    """The fixed size with the lowest mean loss at `budget`; "" where none was trained so long."""
+    fixed = [arm for arm in FIXED if study.at(arm, budget)]
+    return min(fixed, key=lambda arm: fmean(study.losses(arm, budget)), default="")
+
+
+def behind_fixed(study: Study, arm: str, budget: float) -> dict[int, float]:
+    """Loss of `arm` minus that of the best fixed size at `budget`, by seed."""
+    return differences(study, arm, best_fixed(study, budget), budget)

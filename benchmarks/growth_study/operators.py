@@ -6,8 +6,6 @@ written from the papers, for this architecture; `ours` and `zero_copy` alone kee
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from config import ModelConfig
@@ -43,20 +41,15 @@ def naive(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Tra
     return model
 
 
+@torch.no_grad()
 def stacked(old: Transformer, new: ModelConfig, strength: float, seed: int) -> Transformer:
     """G_stack (Du et al. 2024): the whole model on top of itself."""
-    return with_blocks_of(old, new, lambda block: block % old.config.n_layers)
-
-
-@torch.no_grad()
-def with_blocks_of(old: Transformer, new: ModelConfig, source: Callable[[int], int]) -> Transformer:
-    """A model of geometry `new`, as wide as `old`, whose block i is a copy of old block `source(i)`."""
     model = Transformer.empty(new)
     parameters = dict(old.named_parameters())
     for name, parameter in model.named_parameters():
         if name.startswith("blocks."):
             _, block, inside = name.split(".", 2)
-            name = f"blocks.{source(int(block))}.{inside}"
+            name = f"blocks.{int(block) % old.config.n_layers}.{inside}"
         parameter.copy_(parameters[name])
     return model
 

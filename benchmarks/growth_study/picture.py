@@ -91,7 +91,7 @@ def draw_curve(panel, rows: list[Row], colour: str) -> None:
     panel.plot([row.flops / 1e12 for row in rows], [row.loss for row in rows], color=colour, alpha=0.35, linewidth=0.8)
     grown = [row for before, row in pairwise(rows) if row.width > before.width]
     x, y = [row.flops / 1e12 for row in grown], [row.loss for row in grown]
-    panel.plot(x, y, "o", markersize=10, markerfacecolor="none", markeredgecolor=colour, clip_on=True)
+    panel.plot(x, y, "o", markersize=10, markerfacecolor="none", markeredgecolor=colour)
 
 
 def headline(study: Study) -> str:

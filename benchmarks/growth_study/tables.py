@@ -1,7 +1,6 @@
 """The study's two tables in Markdown, from its rows alone: growth by budget, and every arm's loss.
 
-Only annealed losses count, those where the learning rate has fallen to zero. Seeds are compared in pairs: an arm with fewer
-seeds than another is compared on those that both have.
+Differences are taken on the seeds that both arms have.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import math
 from collections.abc import Callable
 from statistics import fmean
 
-from benchmarks.growth_study.comparison import Reach, against_fixed, reach_scratch
+from benchmarks.growth_study.comparison import Reach, behind_fixed, best_fixed, reach_scratch
 from benchmarks.growth_study.results import AUTO, FIXED, OURS, SCRATCH, Study, nats, tflop
 
 
@@ -31,12 +30,12 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def margin(study: Study, arm: str, budget: float) -> str:
-    """The arm minus the best fixed size by seed, and the mean; a dash where they share no seed."""
-    _, by_seed = against_fixed(study, arm, budget)
+    """The arm minus the best fixed size: the mean, and by seed; a dash where they share no seed."""
+    by_seed = behind_fixed(study, arm, budget)
     if not by_seed:
         return "–"
     seeds = ", ".join(f"{seed}: {difference(value)}" for seed, value in by_seed.items())
-    return f"**{difference(fmean(by_seed.values()))}** ({seeds})"
+    return f"{difference(fmean(by_seed.values()))} ({seeds})"
 
 
 def reach_cell(reached: list[Reach]) -> str:
@@ -53,8 +52,7 @@ def budget_table(study: Study) -> str:
     """At each budget: the best fixed size, what growth is behind it, and what growth pays for the target's loss."""
     rows = []
     for budget in study.budgets(SCRATCH):
-        fixed = [arm for arm in FIXED if study.at(arm, budget)]
-        best = min(fixed, key=lambda arm: fmean(study.losses(arm, budget)))
+        best = best_fixed(study, budget)
         reached = [reach_cell(reach_scratch(study, OURS, budget, cost)) for cost in ("flops", "seconds")]
         rows.append(
             [
@@ -74,7 +72,7 @@ def loss_cell(study: Study, arm: str, budget: float) -> str:
     losses = study.losses(arm, budget)
     if not losses:
         return "–"
-    _, by_seed = against_fixed(study, arm, budget)
+    by_seed = behind_fixed(study, arm, budget)
     is_compared = arm not in FIXED and by_seed and all(map(math.isfinite, losses))
     return spread(losses, nats) + (f" ({difference(fmean(by_seed.values()))})" if is_compared else "")
 
