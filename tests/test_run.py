@@ -18,7 +18,7 @@ from models import load_model
 from phases import PHASES
 from report.history import read_history
 from run import boundary, loop, start
-from training import machine
+from training import machine, outlook
 
 ROOT = Path(train_tinystories.__file__).parent
 SMALL = (
@@ -383,16 +383,18 @@ def test_the_next_phase_goes_on_with_the_moments_that_its_model_was_grown_with(t
     assert dict(seen)[2] == {} and dict(seen)[3] == {}
 
 
-def test_with_auto_phase_3_grows_nothing_where_that_does_not_pay(tmp_path, token_cache, capsys):
-    flags = "--grow-when auto --steps-phase1 8 --steps-phase2 4 --steps-phase3 3".split()
+@pytest.mark.parametrize("enough, size", [(1.5, "32 × 2 × 2"), (0.0, "64 × 3 × 4")])
+def test_with_auto_all_phases_have_the_size_that_pays(enough, size, tmp_path, token_cache, capsys, monkeypatch):
+    monkeypatch.setattr(outlook, "ENOUGH_TOKENS", enough)
+    flags = "--grow-when auto --steps-phase1 8 --steps-phase2 4 --steps-phase3 9".split()
+    assert run(tmp_path, token_cache, *flags, "--plan") == 0
+    assert capsys.readouterr().out.count(f" {size} ") == 3
     assert run(tmp_path, token_cache, *flags) == 0
     said = " ".join(capsys.readouterr().out.split())
-    first, *rows = read_history(tmp_path / "training_history.jsonl")
+    first, *_ = read_history(tmp_path / "training_history.jsonl")
     assert first["outlook"] in said and "So nothing grows" in first["outlook"]
-    n_steps = [sum(row["event"] == "step" and row["phase"] == phase for row in rows) for phase in (1, 2, 3)]
-    assert n_steps[0] < 8 and n_steps[1] < 4 and n_steps[2] > 3
     models = [load_model(tmp_path / phase.file).config for phase in PHASES]
-    assert models[1] == models[2] != models[0]
+    assert {f"{m.d_model} × {m.n_layers} × {m.n_heads}" for m in models} == {size}
 
 
 def test_a_run_with_lean_memory_goes_through_both_boundaries(tmp_path, token_cache, finished, capsys):

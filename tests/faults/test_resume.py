@@ -13,7 +13,7 @@ import torch
 import train_tinystories
 from config import ModelConfig, TrainingConfig
 from models import load_model, save_model
-from phases import PHASES
+from phases import PHASES, phase_of
 from report.history import NEUTRAL, read_history
 from run import loop, saver
 from run.compare import same_model
@@ -300,10 +300,13 @@ def test_lean_memory_is_resumed_as_well(shop, tmp_path):
     assert parted(tmp_path / "through", tmp_path / "killed") == []
 
 
-@pytest.mark.parametrize(
-    "enough, said", [(1.5, "all phases have phase 2's size"), (0.0, "all phases have phase 3's size")]
-)
-def test_what_auto_made_of_the_steps_holds_where_the_same_command_goes_on(enough, said, shop, tmp_path):
+def size_of(folder, phase):
+    config = load_model(phase.path_in(folder)).config
+    return config.d_model, config.n_layers, config.n_heads
+
+
+@pytest.mark.parametrize("enough, number", [(1.5, 2), (0.0, 3)])
+def test_what_auto_made_of_the_steps_holds_where_the_same_command_goes_on(enough, number, shop, tmp_path):
     """Also where torchrun starts it again; what is given otherwise than at first takes its place."""
     auto = ["--grow-when", "auto", "--steps-phase1", "60", "--steps-phase2", "4", "--steps-phase3", "8"]
 
@@ -315,7 +318,10 @@ def test_what_auto_made_of_the_steps_holds_where_the_same_command_goes_on(enough
         kill_points.patch("between_two_steps:1")
 
     through = shop.run(tmp_path / "through", *auto, prepare=enough_tokens)
-    assert through.code == 0 and said in " ".join(through.out.split())
+    assert through.code == 0 and f"all phases have phase {number}'s size" in " ".join(through.out.split())
+    assert {size_of(tmp_path / "through", phase) for phase in PHASES} == {size_of(shop.expected, phase_of(number))}
+    rows = read_history(tmp_path / "through" / "training_history.jsonl")
+    assert [row["lr"] for row in rows if row["event"] == "step"][-1] == 0
     assert shop.run(tmp_path / "killed", *auto, prepare=killed_early).code < 0
     shutil.copytree(tmp_path / "killed", tmp_path / "longer")
     resumed = resume(tmp_path / "killed", *auto)
