@@ -103,8 +103,9 @@ class TrainingConfig:
     """Standard deviation of the routers that upcycling makes (0 or more). 0 would send every token to the same
     experts. Usual: 0.01 to 0.1."""
     grow_when: Literal["fixed", "auto"] = "fixed"
-    """Whether to grow. fixed: always, by the steps given. auto: never; the FLOPs that those steps cost go to one size, phase
-    2's or phase 3's, whichever suits them, with lr_phase1 in all phases and final_lr_share 0. --plan tells which."""
+    """Whether to grow. fixed: always, by the steps given. auto: never; all FLOPs that those steps cost go to one size, phase
+    2's or phase 3's, whichever suits them. It has all steps in phase 3, at lr_phase1, which falls to zero. --plan tells
+    which."""
     grow_optimizer: Literal["grown", "asymmetric", "fresh"] = "grown"
     """What the optimizer's moments become. grown with the weights, asymmetric (later clones start from zero), fresh."""
     check_tolerance: float = 1e-4

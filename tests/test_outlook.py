@@ -8,7 +8,7 @@ from benchmarks.growth_study.arms import MIDDLE, TARGET, arm_of
 from config import PRESETS
 from models import count_parameters
 from training.flops import step_flops
-from training.outlook import EARLY_SHARE, ENOUGH_TOKENS, flops_of, settle_growth, step_costs, tokens_from_scratch
+from training.outlook import ENOUGH_TOKENS, flops_of, settle_growth, step_costs, tokens_from_scratch
 
 TINY = PRESETS["tiny"]
 
@@ -59,19 +59,14 @@ def test_auto_gives_the_flops_to_the_size_that_they_suit(share, phase, size, arc
     models = settled.phase_geometries(4_097)
     assert [model.is_moe for model in models] == [False, True, True]
     assert {(model.d_model, model.n_layers, model.n_heads) for model in models} == {size}
-    assert [settled.learning_rate(i) for i in (1, 2, 3)] == [0.07] * 3 and settled.final_lr_share == 0
-    costs, flops = step_costs(models, config), flops_of(config.geometries_from(dense), config)
-    assert abs(flops_of(models, settled) - flops) <= costs[-1] / 2
-    for i, cost in enumerate(costs[:2], 1):
-        assert abs(settled.steps(i) * cost - EARLY_SHARE * flops) <= cost / 2
-    said = f"all phases have phase {phase}'s size: {settled.steps_phase1:,}, {settled.steps_phase2:,} and"
-    assert f"So nothing grows, and {said}" in outlook
-
-
-@pytest.mark.parametrize("n_steps", [steps_for(0.2), steps_for(2)])
-def test_auto_makes_no_phase_longer_than_given_but_the_last(n_steps):
-    settled = settle_growth(with_steps(0, 2, n_steps, grow_when="auto"), DENSE)[0]
-    assert (settled.steps_phase1, settled.steps_phase2) == (0, 2)
+    assert settled.lr_phase3 == 0.07 and settled.final_lr_share == 0
+    assert (settled.steps_phase1, settled.steps_phase2) == (0, 0)
+    flops, cost = flops_of(config.geometries_from(dense), config), step_costs(models, config)[-1]
+    assert abs(settled.steps_phase3 * cost - flops) <= cost / 2
+    said = (
+        f"to phase {phase}'s size, in {settled.steps_phase3:,} steps of phase 3, at a rate of 0.07 that falls to zero"
+    )
+    assert f"So nothing grows: all FLOPs go {said}" in outlook
 
 
 def test_steps_in_parts_cost_what_they_count_first():

@@ -17,16 +17,13 @@ from training.step import counts_first
 
 # Tokens for each active parameter of the larger of two sizes, where both were equally good: 1.6 and 1.3 for two pairs.
 ENOUGH_TOKENS = 1.5
-# Of all FLOPs, what `grow_when = "auto"` leaves phases 1 and 2 each.
-EARLY_SHARE = 0.013
 
 
 def settle_growth(config: TrainingConfig, dense: ModelConfig) -> tuple[TrainingConfig, str]:
     """The settings with which a run that begins with the model `dense` trains, and what is said of its growth.
 
     With `grow_when = "auto"` the FLOPs that the given steps cost are given to the size that they suit, from its first
-    step: all phases have phase 2's size, or all have phase 3's; phases 1 and 2 are short, and all have phase 1's rate,
-    which falls to zero.
+    step: phase 3 has phase 2's size or its own, without what phases 1 and 2 would have learnt, and phase 1's rate.
     Otherwise the settings are as they were.
     Nothing is said, or changed, where phase 3 has no steps or makes nothing larger, nor of a run whose first model may
     have seen more than this run knows of.
@@ -45,10 +42,10 @@ def settle_growth(config: TrainingConfig, dense: ModelConfig) -> tuple[TrainingC
     )
     if config.grow_when == "auto":
         settled = of_one_size(config, large if pays else small, flops_of(models, config))
-        outcome = f"all phases have phase {3 if pays else 2}'s size"
-        n_steps = f"{settled.steps_phase1:,}, {settled.steps_phase2:,} and {settled.steps_phase3:,} steps"
-        rate = f"Their peak rate is {settled.lr_phase1:g}, and falls to zero."
-        return settled, f"{reason} So nothing grows, and {outcome}: {n_steps} cost as much. {rate}"
+        return settled, (
+            f"{reason} So nothing grows: all FLOPs go to phase {3 if pays else 2}'s size, in {settled.steps_phase3:,} "
+            f"steps of phase 3, at a rate of {settled.lr_phase3:g} that falls to zero."
+        )
     expected = (
         "phase 3's size from scratch to end better than phase 3, and phase 3 better than phase 2's size; --grow-when "
         "auto trains phase 3's size from scratch"
@@ -65,19 +62,17 @@ def figure(number: float) -> str:
 
 
 def of_one_size(config: TrainingConfig, size: ModelConfig, flops: float) -> TrainingConfig:
-    """Settings with which all phases have the size of `size`, and cost `flops`; phases 1 and 2 a share of that, or less.
+    """Settings with which phase 3 has the size of `size` from its first step, and costs `flops`; phases 1 and 2 have no steps.
 
-    Phase 3 is most of a model's life then, not a few more steps of it: it has phase 1's rate, which falls to zero. A Llama
-    has the hidden units that a dense one of its width begins with, not those of a grown one.
+    It is a model's whole life then, not a few more steps of it: it has phase 1's rate, which falls to zero. A Llama has the
+    hidden units that a dense one of its width begins with, not those of a grown one.
     """
     whole = dataclasses.replace(
         config, d_model=size.d_model, n_layers=size.n_layers, n_heads=size.n_heads, scale_factor=1.0, extra_layers=0,
-        lr_phase2=config.lr_phase1, lr_phase3=config.lr_phase1, final_lr_share=0.0,
+        steps_phase1=0, steps_phase2=0, lr_phase3=config.lr_phase1, final_lr_share=0.0,
     )  # fmt: skip
-    costs = step_costs(whole.phase_geometries(size.vocab_size), whole)
-    early = [min(config.steps(i), round(EARLY_SHARE * flops / cost)) for i, cost in enumerate(costs[:2], 1)]
-    left = flops - sum(n * cost for n, cost in zip(early, costs))
-    return dataclasses.replace(whole, steps_phase1=early[0], steps_phase2=early[1], steps_phase3=round(left / costs[2]))
+    *_, cost = step_costs(whole.phase_geometries(size.vocab_size), whole)
+    return dataclasses.replace(whole, steps_phase3=max(1, round(flops / cost)))
 
 
 def tokens_from_scratch(models: tuple[ModelConfig, ...], config: TrainingConfig) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from config import ModelConfig
 from models import count_parameters
 from training.flops import step_flops
-from training.outlook import EARLY_SHARE, ENOUGH_TOKENS
+from training.outlook import ENOUGH_TOKENS
 
 BATCH, CONTEXT = 8, 128
 VOCABULARY = 4_097
@@ -77,14 +77,12 @@ def in_depth(operator: str, **how) -> Arm:
 
 
 def auto(budget: float) -> Arm:
-    """The choice of `--grow-when auto`: the middle size, or, where the target suits the budget (FLOPs), that.
-
-    The middle size gets its experts when `ours` does, the target after `EARLY_SHARE`.
-    """
+    """The choice of `--grow-when auto`: the middle size, or, where it suits the budget (FLOPs), the target; experts begin
+    as copies."""
     tokens = budget / step_flops(TARGET, BATCH) * BATCH * CONTEXT
-    if tokens < ENOUGH_TOKENS * count_parameters(TARGET).active:
-        return Arm(MIDDLE_DENSE, (UPCYCLE_MIDDLE,))
-    return Arm(MIDDLE_DENSE.grown(2, 2), (Growth(EARLY_SHARE, TARGET, "upcycled"),))
+    is_small = tokens < ENOUGH_TOKENS * count_parameters(TARGET).active
+    dense, size = (MIDDLE_DENSE, MIDDLE) if is_small else (MIDDLE_DENSE.grown(2, 2), TARGET)
+    return Arm(dense, (Growth(0.0, size, "upcycled", falls_to=0.0),))
 
 
 def arm_of(name: str, budget: float) -> Arm:
@@ -95,6 +93,7 @@ def arm_of(name: str, budget: float) -> Arm:
 ARMS = {
     "small MoE continued": Arm(SMALL, (UPCYCLE_SMALL,)),
     "middle size from scratch": Arm(MIDDLE),
+    "middle size, upcycled": Arm(MIDDLE_DENSE, (UPCYCLE_MIDDLE,)),
     "target from scratch": Arm(TARGET),
     "target from scratch, half the rate": Arm(TARGET, lr=0.02),
     "target from scratch, twice the rate": Arm(TARGET, lr=0.08),

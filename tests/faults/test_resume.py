@@ -318,7 +318,7 @@ def test_what_auto_made_of_the_steps_holds_where_the_same_command_goes_on(enough
         kill_points.patch("between_two_steps:1")
 
     through = shop.run(tmp_path / "through", *auto, prepare=enough_tokens)
-    assert through.code == 0 and f"all phases have phase {number}'s size" in " ".join(through.out.split())
+    assert through.code == 0 and f"all FLOPs go to phase {number}'s size" in " ".join(through.out.split())
     assert {size_of(tmp_path / "through", phase) for phase in PHASES} == {size_of(shop.expected, phase_of(number))}
     rows = read_history(tmp_path / "through" / "training_history.jsonl")
     assert [row["lr"] for row in rows if row["event"] == "step"][-1] == 0
