@@ -38,13 +38,16 @@ def plot_curves(history_path: Path, picture_path: Path) -> None:
             color=colour,
             label=f"phase {number}: {phase.kind}",
         )
-    for row in rows:
-        if row["event"] == "boundary":
-            axes.axvline(row["tokens"] / 1e6, color="0.5", linestyle="--", linewidth=1)
-            axes.annotate(
-                f" phase {row['from_phase']}→{row['to_phase']}\n jump {row['jump']:+.0e}",
-                (row["tokens"] / 1e6, 0.97), xycoords=("data", "axes fraction"), va="top", fontsize=9, color="0.3",
-            )  # fmt: skip
+    boundaries = [row for row in rows if row["event"] == "boundary"]
+    for number, row in enumerate(boundaries):
+        # A phase without steps has both of its boundaries at one place.
+        n_above = sum(other["tokens"] == row["tokens"] for other in boundaries[:number])
+        axes.axvline(row["tokens"] / 1e6, color="0.5", linestyle="--", linewidth=1)
+        axes.annotate(
+            f" phase {row['from_phase']}→{row['to_phase']}\n jump {row['jump']:+.0e}",
+            (row["tokens"] / 1e6, 0.97 - 0.1 * n_above), xycoords=("data", "axes fraction"), va="top", fontsize=9,
+            color="0.3",
+        )  # fmt: skip
     # The first steps fall so far that on a linear scale the boundaries would be flattened.
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
