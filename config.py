@@ -104,8 +104,8 @@ class TrainingConfig:
     experts. Usual: 0.01 to 0.1."""
     grow_when: Literal["fixed", "auto"] = "fixed"
     """Whether to grow. fixed: always, by the steps given. auto: never; all FLOPs that those steps cost go to one size, phase
-    2's or phase 3's, whichever suits them. It has all steps in phase 3, at lr_phase1, which falls to zero. --plan tells
-    which."""
+    2's or phase 3's, whichever suits them. It has all steps in phase 3, at 0.8 of lr_phase1, which falls to zero. --plan
+    tells which."""
     grow_optimizer: Literal["grown", "asymmetric", "fresh"] = "grown"
     """What the optimizer's moments become. grown with the weights, asymmetric (later clones start from zero), fresh."""
     check_tolerance: float = 1e-4
