@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -140,6 +141,27 @@ def test_seconds_of_another_machine_do_not_count(tmp_path):
     elsewhere = [{**row, "machine": "a slow one"} if row["arm"] == OURS else row for row in all_rows()]
     study = read_study(write(tmp_path / "results.json", elsewhere))
     assert [cost(study, OURS, 4, unit) for unit in ("flops", "seconds")] == ["57 % (50 to 66)", "–"]
+
+
+def test_margins_are_to_the_size_that_the_table_names(tmp_path):
+    """At 4 TFLOP the target has the lowest mean, and on seed 1 alone the small MoE is better."""
+    rows = [row for row in all_rows() if (row["arm"], row["seed"]) != (OURS, 0)]
+    study = read_study(write(tmp_path / "results.json", rows))
+    assert comparison.best_fixed(study, 4e12) == SCRATCH
+    assert comparison.behind_fixed(study, OURS, 4e12) == pytest.approx({1: 1.9 - 2.2})
+
+
+def test_the_sentences_in_the_docs_are_those_of_the_rows():
+    study, text = read_study(RESULTS), (report.DOCS / "GROWTH_STUDY.md").read_text(encoding="utf-8")
+
+    def behind(arm: str) -> str:
+        by_seed = comparison.differences(study, arm, MIDDLE, 6e12)
+        assert len(by_seed) == 2
+        return f"{fmean(by_seed.values()):.3f}"
+
+    clones, zero_copy, random = map(behind, ("early growth", "early growth, zero-copy", "early growth, random"))
+    assert f"clones end {clones} worse than the same size from scratch, zero-copy {zero_copy}, random ones" in text
+    assert f"which are not exact, {random} (6 TFLOP, two\nseeds)" in text
 
 
 def test_the_tables_in_the_docs_are_those_of_the_rows():
