@@ -87,6 +87,14 @@ def test_ways_out_come_in_the_order_of_what_they_cost():
         assert "needs" in plan.advice and "it costs" in plan.advice
 
 
+def test_no_way_out_changes_a_size_that_auto_would_choose_anew():
+    auto, fixed = (list(ways_out(dataclasses.replace(REFERENCE, grow_when=when))) for when in ("auto", "fixed"))
+    assert (
+        auto == [(way, cost) for way, cost in fixed if not way.keys() & {"scale_factor", "d_model", "preset"}] != fixed
+    )
+    assert {"batch_size", "memory", "accumulate"} >= set().union(*(way for way, _ in auto)) != set()
+
+
 def test_lean_memory_is_not_named_where_it_comes_by_itself():
     advice = plan_in(need(memory="lean") * 0.995).advice
     assert "--batch-size" in advice and "--memory" not in advice
