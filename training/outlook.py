@@ -49,8 +49,7 @@ def settle_growth(config: TrainingConfig, dense: ModelConfig) -> tuple[TrainingC
             f"steps of phase 3, at a rate of {settled.lr_phase3:g} that falls to zero."
         )
     expected = (
-        "phase 3's size from scratch to end better than phase 3, and phase 3 better than phase 2's size; --grow-when "
-        "auto trains phase 3's size from scratch"
+        "phase 3's size from scratch to end better than phase 3, and than phase 2's size; --grow-when auto trains it"
         if pays
         else "phase 2's size to end better than phase 3, and phase 3 better than its own size from scratch; --grow-when "
         "auto trains phase 2's size alone"
