@@ -391,8 +391,9 @@ def test_with_auto_all_phases_have_the_size_that_pays(enough, size, tmp_path, to
     assert capsys.readouterr().out.count(f" {size} ") == 3
     assert run(tmp_path, token_cache, *flags) == 0
     said = " ".join(capsys.readouterr().out.split())
-    first, *_ = read_history(tmp_path / "training_history.jsonl")
+    first, *rows = read_history(tmp_path / "training_history.jsonl")
     assert first["outlook"] in said and "So nothing grows" in first["outlook"]
+    assert {row["phase"] for row in rows if row["event"] == "step"} == {3}
     models = [load_model(tmp_path / phase.file).config for phase in PHASES]
     assert {f"{m.d_model} × {m.n_layers} × {m.n_heads}" for m in models} == {size}
 
